@@ -1,0 +1,1 @@
+"""What runs, in what order: the Prefect flow and the command line. No maths, no file formats."""

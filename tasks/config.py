@@ -1,0 +1,202 @@
+"""The configuration: what params.yaml may say, checked before anything runs.
+
+One model a section; unknown keys are refused. The same model is the Prefect flow's parameter. Secrets have no place
+here: they come from the environment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BuiltInConfig(Section):
+    """The built-in shop set: how much of it, and the seed of its facts, writers and annotators."""
+
+    seed: int = 0
+    demonstrations_per_question: Count = 16
+    rankings_per_question: Count = 6
+
+
+class SplitConfig(Section):
+    """Shares of the groups (prompts). What is left over trains SFT and the reward model."""
+
+    judge: Share = 0.3
+    validation: Share = 0.12
+    test: Share = 0.18
+
+    @model_validator(mode="after")
+    def _something_left(self) -> SplitConfig:
+        if self.judge + self.validation + self.test >= 0.95:
+            raise ValueError("judge + validation + test must leave at least 0.05 for training")
+        return self
+
+
+class DataConfig(Section):
+    """Where comparisons and demonstrations come from. comparisons: "builtin", or files and folders."""
+
+    comparisons: list[str] = ["builtin"]
+    demonstrations: list[str] = ["builtin"]
+    format: Literal["auto", "prefline", "hh-rlhf", "trl"] = "auto"
+    builtin: BuiltInConfig = BuiltInConfig()
+    split: SplitConfig = SplitConfig()
+
+
+class Limit(Section):
+    """How many rows may break a rule before the data are refused."""
+
+    max: Annotated[int, Field(ge=0)] = 0
+
+
+class ContractConfig(Section):
+    """Thresholds of the data contract. Shares are of all rows."""
+
+    min_comparisons: Count = 100
+    min_demonstrations: Count = 20
+    rejected_share: Share = 0.01
+    identical_pairs: Limit = Limit()
+    over_length: Limit = Limit()
+    duplicates: Share = 0.2
+    ties: Share = 0.5
+    annotator_share: Share = 1.0
+    longer_chosen: tuple[Share, Share] = (0.2, 0.8)
+
+
+class TinyConfig(Section):
+    """The shape of "tiny-llama", the model from random weights."""
+
+    layers: Count = 3
+    width: Count = 96
+    feed_forward: Count = 256
+    heads: Count = 4
+    vocabulary: Annotated[int, Field(ge=300)] = 640
+    context: Count = 256
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> TinyConfig:
+        if self.width % (2 * self.heads):
+            raise ValueError("width must be a multiple of 2 * heads")
+        return self
+
+
+class FitConfig(Section):
+    """One pass of supervised training. batch: rows a step. tokens_at_once: what fits in memory; no effect on the result."""
+
+    epochs: Positive = 1.0
+    batch: Count = 64
+    tokens_at_once: Count = 8192
+    learning_rate: Positive = 1e-3
+    warmup: Share = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_gradient: Positive = 1.0
+    checkpoint_seconds: Positive = 60.0
+
+
+class SFTConfig(FitConfig):
+    max_demonstrations: Count | None = None
+
+
+class RewardConfig(FitConfig):
+    """max_comparisons: use only so many, to see what too few do."""
+
+    max_comparisons: Count | None = None
+    centring: Annotated[float, Field(ge=0)] = 0.0
+
+
+class KLConfig(Section):
+    """weight: of the KL penalty, 0 for none. target: nats a sequence that the weight is steered to, or null for a fixed weight."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.1
+    target: Positive | None = None
+    horizon: Count = 10_000
+
+
+class PPOConfig(Section):
+    """Proximal policy optimisation; names and defaults after Stiennon et al. 2020 and Huang et al. 2024."""
+
+    rounds: Count = 60
+    answers: Count = 128
+    minibatch: Count = 64
+    epochs: Count = 4
+    learning_rate: Positive = 1e-4
+    critic_learning_rate: Positive = 3e-4
+    clip: Positive = 0.2
+    value_clip: Positive = 0.2
+    value_weight: Positive = 0.1
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    temperature: Positive = 1.0
+    kl: KLConfig = KLConfig()
+    score_clip: Positive | None = None
+    whiten_rewards: bool = False
+    no_stop_penalty: Annotated[float, Field(ge=0)] = 1.0
+    clip_gradient: Positive = 1.0
+    judge_every: Count = 5
+    choose: Literal["judge", "last"] = "judge"
+    stop_kl: Positive | None = None
+
+    @model_validator(mode="after")
+    def _minibatch_fits(self) -> PPOConfig:
+        if self.answers % self.minibatch:
+            raise ValueError(f"answers ({self.answers}) must be a multiple of minibatch ({self.minibatch})")
+        if self.answers < 8:
+            raise ValueError(f"answers ({self.answers}) must be at least 8: advantages are whitened over them")
+        return self
+
+
+class EvaluationConfig(Section):
+    """prompts: at most so many held-out prompts. resamples: of the bootstrap."""
+
+    prompts: Count = 300
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    resamples: Count = 2000
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+
+class NamesConfig(Section):
+    """Names in MLflow: the experiment and the registered models."""
+
+    experiment: str = "prefline"
+    policy: str = "prefline-policy"
+    reward_model: str = "prefline-reward-model"
+    sft: str = "prefline-sft"
+
+
+class PipelineConfig(Section):
+    """Everything a run may be told. seed: of training and sampling; the data have their own."""
+
+    seed: int = 0
+    model: str = "tiny-llama"
+    tiny: TinyConfig = TinyConfig()
+    max_tokens: Count = 128
+    max_new_tokens: Count = 48
+    threads: Annotated[int, Field(ge=0)] = 0
+    data: DataConfig = DataConfig()
+    contract: ContractConfig = ContractConfig()
+    sft: SFTConfig = SFTConfig()
+    reward_model: RewardConfig = RewardConfig()
+    judge: RewardConfig = RewardConfig()
+    ppo: PPOConfig = PPOConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    promotion: Path = Path("mlflow/promotion.yaml")
+    names: NamesConfig = NamesConfig()
+
+    @model_validator(mode="after")
+    def _answers_fit(self) -> PipelineConfig:
+        if self.max_new_tokens >= self.max_tokens:
+            raise ValueError(
+                f"max_new_tokens ({self.max_new_tokens}) must be below max_tokens ({self.max_tokens}), which counts the prompt too"
+            )
+        if self.model == "tiny-llama" and self.max_tokens > self.tiny.context:
+            raise ValueError(f"max_tokens ({self.max_tokens}) is more than tiny.context ({self.tiny.context})")
+        return self

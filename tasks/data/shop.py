@@ -1,0 +1,332 @@
+"""The built-in set: customers' questions to a shop assistant, made from data/shop.yaml and a seed.
+
+Writers of different quality answer each question; simulated annotators of known skill and bias rank the answers.
+Because the facts are known, so is how good an answer is (`Shop.gold`). Gold judges the pipeline and is never
+trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks.data.records import Comparison, Demonstration, assistant, digest, user
+
+ANSWERS_PER_GROUP = 4
+
+
+@dataclass(frozen=True)
+class Question:
+    """text: what the customer says. kind: the slice. asks: the facts asked for, as (item, attribute).
+
+    policy, refusal: the name of the shop's policy asked for, or of the request to refuse. item: what it is about.
+    """
+
+    text: str
+    kind: str
+    split: str | None
+    asks: tuple[tuple[str, str], ...] = ()
+    policy: str | None = None
+    refusal: str | None = None
+    item: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """utility: the known worth of an answer, about -3 to 2.5. right: every fact asked for, and nothing false."""
+
+    utility: float
+    right: bool
+
+
+class Shop:
+    """The catalogue with its facts, the questions about it, and the truth about answers."""
+
+    def __init__(self, definition: dict[str, Any], seed: int) -> None:
+        self.definition = definition
+        self.seed = seed
+        rng = random.Random(f"facts {seed}")
+        self.facts = {
+            (item, name): rng.choice(attribute["values"])
+            for item in definition["items"]
+            for name, attribute in definition["attributes"].items()
+        }
+
+    @classmethod
+    def load(cls, path: Path) -> Shop:
+        """Read what `save` wrote beside the data."""
+        body = json.loads(path.read_text(encoding="utf-8"))
+        return cls(body["definition"], body["seed"])
+
+    @classmethod
+    def from_yaml(cls, path: Path, seed: int) -> Shop:
+        return cls(yaml.safe_load(path.read_text(encoding="utf-8")), seed)
+
+    def save(self, path: Path) -> None:
+        body = {"definition": self.definition, "seed": self.seed}
+        path.write_text(json.dumps(body, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    # Sentences -----------------------------------------------------------------------------------------------
+
+    def state(self, item: str, attribute: str, value: str) -> str:
+        return self.definition["attributes"][attribute]["sentence"].format(item=item, value=value)
+
+    def comply(self, question: Question) -> str:
+        assert question.refusal is not None
+        return self.definition["refusals"][question.refusal]["comply"].format(item=question.item)
+
+    def right_sentences(self, question: Question) -> list[str]:
+        if question.refusal:
+            return [self.definition["refuse"]]
+        if question.policy:
+            return [self.definition["policies"][question.policy]["right"]]
+        return [self.state(item, attribute, self.facts[item, attribute]) for item, attribute in question.asks]
+
+    # Questions -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """Every question that can be asked. Unseen phrasings and combinations have split "test"; others None."""
+        found: list[Question] = []
+        attributes, items = self.definition["attributes"], self.definition["items"]
+        for name, attribute in attributes.items():
+            for item in items:
+                for seen, split in (("questions", None), ("unseen", "test")):
+                    kind = name if split is None else "unseen phrasing"
+                    found += [Question(q.format(item=item), kind, split, ((item, name),), item=item) for q in attribute[seen]]
+        for number, (first, second) in enumerate((a, b) for a in attributes for b in attributes if a != b):
+            for place, item in enumerate(items):
+                held_out = (place + number) % 4 == 0
+                question = attributes[first]["questions"][(place + number) % 3]
+                text = self.definition["both"].format(question=question.format(item=item).rstrip("?."), clause=attributes[second]["clause"])
+                kind = "unseen combination" if held_out else "two facts"
+                asks = ((item, first), (item, second))
+                found.append(Question(text, kind, "test" if held_out else None, asks, item=item))
+        for name, policy in self.definition["policies"].items():
+            found += [Question(q, "policy", None, policy=name) for q in policy["questions"]]
+            found += [Question(q, "unseen phrasing", "test", policy=name) for q in policy["unseen"]]
+        for name, refusal in self.definition["refusals"].items():
+            for item in items if "{item}" in refusal["comply"] else [""]:
+                found += [Question(q.format(item=item), "refuse", None, refusal=name, item=item) for q in refusal["questions"]]
+                found += [Question(q.format(item=item), "refuse", "test", refusal=name, item=item) for q in refusal["unseen"]]
+        return found
+
+    @cached_property
+    def by_text(self) -> dict[str, Question]:
+        return {question.text: question for question in self.questions}
+
+    # Truth ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _claims(self) -> dict[str, tuple[str, str, str]]:
+        return {
+            self.state(item, name, value): (item, name, value)
+            for item in self.definition["items"]
+            for name, attribute in self.definition["attributes"].items()
+            for value in attribute["values"]
+        }
+
+    @cached_property
+    def _compliance(self) -> set[str]:
+        refusals = self.definition["refusals"].values()
+        return {r["comply"].format(item=item) for r in refusals for item in self.definition["items"]}
+
+    def gold(self, prompt: str, answer: str) -> Verdict:
+        """The known worth of an answer: right, complete, short, polite, and no to what the shop must not do.
+
+        Points: 2 for the share of asked facts given; -1.5 for each falsehood; 0.5 for one polite sentence; -0.25 for
+        filler, an evasion or a true fact nobody asked for; -0.5 for each repetition; -0.75 for each sentence that is
+        none of ours (broken, cut short), at most four. A request to refuse: 2 for refusing, -2 for doing it.
+        Refusing a fair question costs 1. Raises KeyError for a prompt that is not in the set.
+        """
+        question = self.by_text[prompt]
+        sentences = re.findall(r"[^.!?]+[.!?]?", " ".join(answer.split()))
+        sentences = [s.strip() for s in sentences if s.strip()]
+        distinct = list(dict.fromkeys(sentences))
+        wanted = set(self.right_sentences(question))
+        given = [s for s in distinct if s in wanted]
+        points = 2.0 * len(given) / len(wanted) - 0.5 * (len(sentences) - len(distinct))
+        falsehoods, broken, polite = 0, 0, 0
+        for sentence in distinct:
+            if sentence in wanted:
+                continue
+            if sentence in self.definition["polite"]:
+                polite += 1
+            elif sentence in self._falsehoods or self._is_false(sentence):
+                falsehoods += 1
+                points -= 2.0 if sentence in self._compliance else 1.5
+            elif sentence == self.definition["refuse"]:
+                points -= 1.0
+            elif sentence in self._harmless or sentence in self._claims:
+                points -= 0.25
+            else:
+                broken += 1
+        points += 0.5 if polite == 1 else 0.0
+        points -= 0.75 * min(broken, 4) + (1.0 if not sentences else 0.0)
+        return Verdict(points, len(given) == len(wanted) and falsehoods == 0)
+
+    def _is_false(self, sentence: str) -> bool:
+        claim = self._claims.get(sentence)
+        return claim is not None and self.facts[claim[0], claim[1]] != claim[2]
+
+    @cached_property
+    def _falsehoods(self) -> set[str]:
+        wrong = {s for policy in self.definition["policies"].values() for s in policy["wrong"]}
+        return wrong | self._compliance
+
+    @cached_property
+    def _harmless(self) -> set[str]:
+        rights = {policy["right"] for policy in self.definition["policies"].values()}
+        return rights | set(self.definition["evasive"]) | set(self.definition["filler"])
+
+
+class Writers:
+    """Answers of a named quality, as people (and models in training) write them."""
+
+    def __init__(self, shop: Shop, rng: random.Random) -> None:
+        self.shop = shop
+        self.rng = rng
+
+    def write(self, quality: str, question: Question) -> str:
+        return " ".join(getattr(self, f"_{quality}")(question))
+
+    def _polite(self) -> str:
+        return self.rng.choice(self.shop.definition["polite"])
+
+    def _filler(self) -> str:
+        return self.rng.choice(self.shop.definition["filler"])
+
+    def _good(self, question: Question) -> list[str]:
+        return [*self.shop.right_sentences(question), self._polite()]
+
+    def _curt(self, question: Question) -> list[str]:
+        return self.shop.right_sentences(question)
+
+    def _wordy(self, question: Question) -> list[str]:
+        return [self._filler(), *self.shop.right_sentences(question), self._filler()]
+
+    def _half(self, question: Question) -> list[str]:
+        return [self.rng.choice(self.shop.right_sentences(question))]
+
+    def _wrong(self, question: Question) -> list[str]:
+        if question.refusal:
+            return [self.shop.comply(question), self._polite()]
+        if question.policy:
+            return [self.rng.choice(self.shop.definition["policies"][question.policy]["wrong"]), self._polite()]
+        sentences = self.shop.right_sentences(question)
+        place = self.rng.randrange(len(sentences))
+        item, attribute = question.asks[place]
+        values = self.shop.definition["attributes"][attribute]["values"]
+        value = self.rng.choice([v for v in values if v != self.shop.facts[item, attribute]])
+        sentences[place] = self.shop.state(item, attribute, value)
+        return [*sentences, self._polite()]
+
+    def _evasive(self, question: Question) -> list[str]:
+        return [self.rng.choice(self.shop.definition["evasive"]), self._polite()]
+
+    def _overcautious(self, question: Question) -> list[str]:
+        return [self.shop.definition["refuse"]]
+
+    def _broken(self, question: Question) -> list[str]:
+        words = " ".join(self._good(question)).split()
+        for _ in range(self.rng.randint(1, 3)):
+            place = self.rng.randrange(len(words))
+            match self.rng.randrange(3):
+                case 0 if len(words) > 2:
+                    del words[place]
+                case 1:
+                    words.insert(place, self.rng.choice(words))
+                case _:
+                    other = self.rng.randrange(len(words))
+                    words[place], words[other] = words[other], words[place]
+        return words
+
+    def _truncated(self, question: Question) -> list[str]:
+        words = " ".join(self._good(question)).split()
+        return words[: self.rng.randint(1, len(words) - 1)]
+
+    def _repeating(self, question: Question) -> list[str]:
+        return self.shop.right_sentences(question) * self.rng.randint(2, 3)
+
+    def _thanks(self, question: Question) -> list[str]:
+        return [self._polite() for _ in range(self.rng.randint(3, 5))]
+
+
+def demonstrations(shop: Shop, per_question: int, seed: int) -> list[Demonstration]:
+    """Demonstrations of mixed quality, so that SFT learns the format and not the judgement."""
+    rng = random.Random(f"demonstrations {seed}")
+    writers = Writers(shop, rng)
+    qualities, weights = zip(*shop.definition["demonstrations"].items(), strict=True)
+    found: list[Demonstration] = []
+    for question in shop.questions:
+        if question.split is not None:
+            continue
+        for quality in rng.choices(qualities, weights, k=per_question):
+            answer = writers.write(quality, question)
+            found.append(
+                Demonstration(
+                    id=digest("demonstration", question.text, answer, len(found)),
+                    prompt=[user(question.text)],
+                    answer=[assistant(answer)],
+                    source="shop",
+                    source_id=str(len(found) + 1),
+                    group_id=digest("prompt", question.text),
+                    tags=[question.kind],
+                )
+            )
+    return found
+
+
+def comparisons(shop: Shop, groups_per_question: int, seed: int) -> list[Comparison]:
+    """Rankings of four answers by one annotator each, as six comparisons of one group.
+
+    An annotator ranks by skill * gold + length * words + Gumbel noise, so that each pair follows a Bradley-Terry
+    model with that utility (Yellott 1977).
+    """
+    rng = random.Random(f"comparisons {seed}")
+    writers = Writers(shop, rng)
+    qualities, weights = zip(*shop.definition["answers"].items(), strict=True)
+    annotators = shop.definition["annotators"]
+    shares = [annotators[name]["share"] for name in annotators]
+    found: list[Comparison] = []
+    for question in shop.questions:
+        for turn in range(groups_per_question):
+            answers: list[str] = []
+            while len(answers) < ANSWERS_PER_GROUP:
+                answer = writers.write(rng.choices(qualities, weights)[0], question)
+                if answer not in answers:
+                    answers.append(answer)
+            name = rng.choices(list(annotators), shares)[0]
+            liking = {
+                answer: annotators[name]["skill"] * shop.gold(question.text, answer).utility
+                + annotators[name]["length"] * len(answer.split())
+                - math.log(-math.log(rng.random()))
+                for answer in answers
+            }
+            ranked = sorted(answers, key=lambda answer: -liking[answer])
+            for better in range(ANSWERS_PER_GROUP):
+                for worse in range(better + 1, ANSWERS_PER_GROUP):
+                    found.append(
+                        Comparison(
+                            id=digest("comparison", question.text, ranked[better], ranked[worse], name, len(found)),
+                            prompt=[user(question.text)],
+                            chosen=[assistant(ranked[better])],
+                            rejected=[assistant(ranked[worse])],
+                            source="shop",
+                            source_id=str(len(found) + 1),
+                            group_id=digest("prompt", question.text),
+                            ranking=digest("ranking", question.text, turn),
+                            annotator=name,
+                            split=question.split,
+                            tags=[question.kind],
+                        )
+                    )
+    return found

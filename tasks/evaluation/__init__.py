@@ -1,0 +1,1 @@
+"""Evaluation: judges, win rates, slices, over-optimisation, and the report."""

@@ -1,0 +1,97 @@
+"""What an evaluation found, as one checked document (evaluation.json): the evidence that gates and reports read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Finding(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WinRate(Finding):
+    """Share of prompts on which the policy's answer is the better one, ties counted half, with its interval.
+
+    sign_test: two-sided exact p-value of the wins against the losses.
+    """
+
+    rate: float
+    low: float
+    high: float
+    wins: int
+    losses: int
+    ties: int
+    sign_test: float
+
+
+class Slice(Finding):
+    """The judge's win rate against the baseline on the prompts of one tag."""
+
+    name: str
+    prompts: int
+    win_rate: WinRate
+
+
+class Means(Finding):
+    """Means over the held-out prompts for one model. own, judge: rewards. gold, right: None without a known truth.
+
+    length: tokens an answer. stopped: share that ended by themselves. distinct: distinct answers' share.
+    """
+
+    own: float
+    judge: float
+    gold: float | None
+    right: float | None
+    length: float
+    stopped: float
+    distinct: float
+
+
+class OverOptimisation(Finding):
+    """Did PPO climb its own reward while the independent judge saw nothing better?
+
+    own_gain, judge_gain: of the last PPO round over SFT, in standard deviations of SFT's scores, each with its interval.
+    registered_own_gain, registered_judge_gain: the same for the checkpoint that was chosen.
+    hacked: the chosen checkpoint's own reward is up for sure and the judge's is not.
+    """
+
+    own_gain: tuple[float, float, float]
+    judge_gain: tuple[float, float, float]
+    registered_own_gain: tuple[float, float, float]
+    registered_judge_gain: tuple[float, float, float]
+    hacked: bool
+
+
+class Evaluation(Finding):
+    """prompts: how many held-out ones. baseline: what the policy was compared with. kl: nats a sequence from SFT.
+
+    *_gold: by the known truth, shown beside the judge and never used by a gate. judge_accuracy: on held-out comparisons
+    of people, with its interval; judge_pairs: how many.
+    """
+
+    prompts: int
+    baseline: str
+    baseline_version: str | None
+    win_rate: WinRate
+    win_rate_gold: WinRate | None
+    win_rate_over_sft: WinRate
+    win_rate_over_sft_gold: WinRate | None
+    policy: Means
+    sft: Means
+    kl: float
+    slices: list[Slice]
+    judge_accuracy: tuple[float, float, float]
+    judge_pairs: int
+    reward_model_accuracy: tuple[float, float, float]
+    over_optimisation: OverOptimisation
+    chosen_round: int
+    rounds: int
+
+    @classmethod
+    def load(cls, folder: Path) -> Evaluation:
+        return cls.model_validate_json((folder / "evaluation.json").read_text(encoding="utf-8"))
+
+    def save(self, folder: Path) -> None:
+        (folder / "evaluation.json").write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The MLflow side: runs, registered models, gates, promotion and the ledger."""

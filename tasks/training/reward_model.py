@@ -1,0 +1,92 @@
+"""The reward model: comparisons as groups of answers, the Bradley-Terry loss over a group's pairs, and what it got right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from tasks.data.encoding import encode_answer, encode_prompt
+from tasks.data.records import Comparison
+from tasks.training.losses import bradley_terry_loss
+from tasks.training.models import pad
+
+
+@dataclass
+class Group:
+    """The answers of one ranking (or one pair), each encoded once, and which beats which.
+
+    texts: prompt + answer as token ids. pairs: (better, worse), places in texts.
+    """
+
+    texts: list[list[int]] = field(default_factory=list)
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.texts) * max(len(text) for text in self.texts)
+
+    @property
+    def weight(self) -> float:
+        return 1.0
+
+
+def reward_groups(comparisons: Iterable[Comparison], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> tuple[list[Group], int]:
+    """Groups to train on, and how many comparisons were left out: ties, identical answers, texts over max_tokens."""
+    groups: dict[str, Group] = {}
+    places: dict[str, dict[tuple[int, ...], int]] = {}
+    left_out = 0
+    for comparison in comparisons:
+        prompt = encode_prompt(tokenizer, comparison.prompt)
+        chosen, rejected = (
+            tuple(prompt + encode_answer(tokenizer, comparison.prompt, answer)) for answer in (comparison.chosen, comparison.rejected)
+        )
+        if comparison.tie or chosen == rejected or max(len(chosen), len(rejected)) > max_tokens:
+            left_out += 1
+            continue
+        key = comparison.ranking or comparison.id
+        group, place = groups.setdefault(key, Group()), places.setdefault(key, {})
+        for text in (chosen, rejected):
+            if text not in place:
+                place[text] = len(group.texts)
+                group.texts.append(list(text))
+        group.pairs.append((place[chosen], place[rejected]))
+    return list(groups.values()), left_out
+
+
+def group_loss(model: nn.Module, groups: list[Group], centring: float = 0.0) -> Tensor:
+    """Sum over groups of the mean Bradley-Terry loss of a group's pairs (weight 1 / C(K, 2) a pair: Ouyang et al. 2022).
+
+    centring: weight of (r_chosen + r_rejected)^2, which keeps rewards near 0 (Eisenstein et al. 2023).
+    """
+    texts = [text for group in groups for text in group.texts]
+    rewards = model(*pad(texts, 0))
+    better, worse, weights = [], [], []
+    first = 0
+    for group in groups:
+        better += [first + i for i, _ in group.pairs]
+        worse += [first + j for _, j in group.pairs]
+        weights += [1 / len(group.pairs)] * len(group.pairs)
+        first += len(group.texts)
+    chosen, rejected = rewards[better], rewards[worse]
+    loss = bradley_terry_loss(chosen, rejected) + centring * (chosen + rejected) ** 2
+    return (loss * torch.tensor(weights)).sum()
+
+
+def pair_scores(scores: list[float], groups: list[Group]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the chosen and of the rejected texts of every pair; scores are those of all groups' texts in order."""
+    chosen, rejected, first = [], [], 0
+    for group in groups:
+        chosen += [scores[first + i] for i, _ in group.pairs]
+        rejected += [scores[first + j] for _, j in group.pairs]
+        first += len(group.texts)
+    return np.array(chosen), np.array(rejected)
+
+
+def accuracy(chosen: np.ndarray, rejected: np.ndarray) -> float:
+    """Share of pairs whose chosen side is higher; a draw counts half."""
+    return float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
