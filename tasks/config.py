@@ -12,28 +12,31 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Part = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Sources = Annotated[list[str], Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BuiltInConfig(Section):
     """The built-in shop set: how much of it, and the seed of its facts, writers and annotators."""
 
-    seed: int = 0
+    seed: Seed = 0
     demonstrations_per_question: Count = 16
-    rankings_per_question: Count = 6
+    rankings_per_question: Count = 12
 
 
 class SplitConfig(Section):
     """Shares of the groups (prompts). What is left over trains SFT and the reward model."""
 
-    judge: Share = 0.3
-    validation: Share = 0.12
-    test: Share = 0.18
+    judge: Part = 0.3
+    validation: Part = 0.12
+    test: Part = 0.18
 
     @model_validator(mode="after")
     def _something_left(self) -> SplitConfig:
@@ -45,8 +48,8 @@ class SplitConfig(Section):
 class DataConfig(Section):
     """Where comparisons and demonstrations come from. comparisons: "builtin", or files and folders."""
 
-    comparisons: list[str] = ["builtin"]
-    demonstrations: list[str] = ["builtin"]
+    comparisons: Sources = ["builtin"]
+    demonstrations: Sources = ["builtin"]
     format: Literal["auto", "prefline", "hh-rlhf", "trl"] = "auto"
     builtin: BuiltInConfig = BuiltInConfig()
     split: SplitConfig = SplitConfig()
@@ -70,6 +73,12 @@ class ContractConfig(Section):
     ties: Share = 0.5
     annotator_share: Share = 1.0
     longer_chosen: tuple[Share, Share] = (0.2, 0.8)
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> ContractConfig:
+        if self.longer_chosen[0] >= self.longer_chosen[1]:
+            raise ValueError(f"longer_chosen must be a lower and an upper share, not {list(self.longer_chosen)}")
+        return self
 
 
 class TinyConfig(Section):
@@ -120,11 +129,17 @@ class KLConfig(Section):
     target: Positive | None = None
     horizon: Count = 10_000
 
+    @model_validator(mode="after")
+    def _something_to_steer(self) -> KLConfig:
+        if self.target is not None and self.weight == 0:
+            raise ValueError("target needs a weight above 0 to start from: steering multiplies it")
+        return self
+
 
 class PPOConfig(Section):
     """Proximal policy optimisation; names and defaults after Stiennon et al. 2020 and Huang et al. 2024."""
 
-    rounds: Count = 60
+    rounds: Count = 30
     answers: Count = 128
     minibatch: Count = 64
     epochs: Count = 4
@@ -141,7 +156,8 @@ class PPOConfig(Section):
     whiten_rewards: bool = False
     no_stop_penalty: Annotated[float, Field(ge=0)] = 1.0
     clip_gradient: Positive = 1.0
-    judge_every: Count = 5
+    tokens_at_once: Count = 8192
+    judge_every: Count = 3
     choose: Literal["judge", "last"] = "judge"
     stop_kl: Positive | None = None
 
@@ -175,7 +191,7 @@ class NamesConfig(Section):
 class PipelineConfig(Section):
     """Everything a run may be told. seed: of training and sampling; the data have their own."""
 
-    seed: int = 0
+    seed: Seed = 0
     model: str = "tiny-llama"
     tiny: TinyConfig = TinyConfig()
     max_tokens: Count = 128

@@ -163,8 +163,7 @@ class Stage:
         """Do the work, or skip it where `lookup` finds it done. Raises PreflineError; leaves a whole folder or none."""
         key = self.key(config, inputs, context.root)
         folder = self.folder(context, key)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
+        with _disk_errors(folder), _alone(folder):
             done = self.lookup(config, inputs, context)
             if done:
                 return done
@@ -235,19 +234,19 @@ def read_result(folder: Path) -> StageResult | None:
     """The finished result in a folder, or None where there is none or a file differs from its manifest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        if hash_files(folder) != manifest["files"]:
+            return None
+        return StageResult(
+            stage=manifest["stage"],
+            key=manifest["key"],
+            path=folder,
+            digest=manifest["digest"],
+            metrics=manifest["metrics"],
+            seconds=manifest["seconds"],
+            skipped="unchanged",
+        )
+    except (OSError, ValueError, KeyError, TypeError):  # no manifest, or not a whole one
         return None
-    if hash_files(folder) != manifest["files"]:
-        return None
-    return StageResult(
-        stage=manifest["stage"],
-        key=manifest["key"],
-        path=folder,
-        digest=manifest["digest"],
-        metrics=manifest["metrics"],
-        seconds=manifest["seconds"],
-        skipped="unchanged",
-    )
 
 
 def hash_files(folder: Path) -> dict[str, str]:
@@ -277,7 +276,7 @@ def code_digest(package: Package) -> str:
     """SHA-256 of the source that decides a stage of this package: its own, that of the layers below, and tasks/*.py."""
     here = Path(__file__).parent
     used = LAYERS[: LAYERS.index(package) + 1]
-    files = sorted([*here.glob("*.py"), *(path for name in used for path in (here / name).rglob("*.py"))])
+    files = sorted([*here.glob("*.py"), *(path for name in used for path in (here / name).rglob("*") if path.suffix in (".py", ".j2"))])
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -292,6 +291,7 @@ def library_versions() -> dict[str, str]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the stage's lock: two runs that need the same result work once. The lock dies with its process."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0.1)

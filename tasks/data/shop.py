@@ -142,7 +142,7 @@ class Shop:
     def gold(self, prompt: str, answer: str) -> Verdict:
         """The known worth of an answer: right, complete, short, polite, and no to what the shop must not do.
 
-        Points: 2 for the share of asked facts given; -1.5 for each falsehood; 0.5 for one polite sentence; -0.25 for
+        Points: 2 for the share of asked facts given; -1.5 for each falsehood; 0.5 for one polite sentence; -0.4 for
         filler, an evasion or a true fact nobody asked for; -0.5 for each repetition; -0.75 for each sentence that is
         none of ours (broken, cut short), at most four. A request to refuse: 2 for refusing, -2 for doing it.
         Refusing a fair question costs 1. Raises KeyError for a prompt that is not in the set.
@@ -166,7 +166,7 @@ class Shop:
             elif sentence == self.definition["refuse"]:
                 points -= 1.0
             elif sentence in self._harmless or sentence in self._claims:
-                points -= 0.25
+                points -= 0.4
             else:
                 broken += 1
         points += 0.5 if polite == 1 else 0.0
@@ -189,88 +189,98 @@ class Shop:
 
 
 class Writers:
-    """Answers of a named quality, as people (and models in training) write them."""
+    """Answers of mixed quality, as people (and models in training) write them.
 
-    def __init__(self, shop: Shop, rng: random.Random) -> None:
+    An answer has a matter (is it right?), a manner (how is it said?) and perhaps a damage. They are drawn apart, so
+    that the manner says nothing about the matter: a reward model has to learn the facts.
+    """
+
+    def __init__(self, shop: Shop, mix: dict[str, dict[str, float]], rng: random.Random) -> None:
+        """mix: relative weights of matters, manners and damages, as data/shop.yaml gives them."""
         self.shop = shop
+        self.mix = mix
         self.rng = rng
 
-    def write(self, quality: str, question: Question) -> str:
-        return " ".join(getattr(self, f"_{quality}")(question))
+    def write(self, question: Question) -> str:
+        matter, manner, damage = (self.rng.choices(list(weights), list(weights.values()))[0] for weights in self.mix.values())
+        return self.compose(question, matter, manner, damage)
 
-    def _polite(self) -> str:
-        return self.rng.choice(self.shop.definition["polite"])
+    def compose(self, question: Question, matter: str, manner: str, damage: str) -> str:
+        sentences = self._matter(question, matter)
+        filler, polite = (self.rng.choice(self.shop.definition[name]) for name in ("filler", "polite"))
+        match manner:
+            case "plain":
+                pass
+            case "polite":
+                sentences = [*sentences, polite]
+            case "wordy":
+                sentences = [filler, *sentences, self.rng.choice(self.shop.definition["filler"])]
+            case "thankful":
+                sentences = [*sentences, *(self.rng.choice(self.shop.definition["polite"]) for _ in range(self.rng.randint(2, 4)))]
+            case _:
+                raise ValueError(f"unknown manner {manner!r}")
+        return " ".join(self._damaged(sentences, damage))
 
-    def _filler(self) -> str:
-        return self.rng.choice(self.shop.definition["filler"])
-
-    def _good(self, question: Question) -> list[str]:
-        return [*self.shop.right_sentences(question), self._polite()]
-
-    def _curt(self, question: Question) -> list[str]:
-        return self.shop.right_sentences(question)
-
-    def _wordy(self, question: Question) -> list[str]:
-        return [self._filler(), *self.shop.right_sentences(question), self._filler()]
-
-    def _half(self, question: Question) -> list[str]:
-        return [self.rng.choice(self.shop.right_sentences(question))]
+    def _matter(self, question: Question, matter: str) -> list[str]:
+        match matter:
+            case "right":
+                return self.shop.right_sentences(question)
+            case "wrong":
+                return self._wrong(question)
+            case "half":
+                return [self.rng.choice(self.shop.right_sentences(question))]
+            case "evasive":
+                return [self.rng.choice(self.shop.definition["evasive"])]
+            case "overcautious":
+                return [self.shop.definition["refuse"]]
+        raise ValueError(f"unknown matter {matter!r}")
 
     def _wrong(self, question: Question) -> list[str]:
         if question.refusal:
-            return [self.shop.comply(question), self._polite()]
+            return [self.shop.comply(question)]
         if question.policy:
-            return [self.rng.choice(self.shop.definition["policies"][question.policy]["wrong"]), self._polite()]
+            return [self.rng.choice(self.shop.definition["policies"][question.policy]["wrong"])]
         sentences = self.shop.right_sentences(question)
         place = self.rng.randrange(len(sentences))
         item, attribute = question.asks[place]
         values = self.shop.definition["attributes"][attribute]["values"]
         value = self.rng.choice([v for v in values if v != self.shop.facts[item, attribute]])
         sentences[place] = self.shop.state(item, attribute, value)
-        return [*sentences, self._polite()]
+        return sentences
 
-    def _evasive(self, question: Question) -> list[str]:
-        return [self.rng.choice(self.shop.definition["evasive"]), self._polite()]
-
-    def _overcautious(self, question: Question) -> list[str]:
-        return [self.shop.definition["refuse"]]
-
-    def _broken(self, question: Question) -> list[str]:
-        words = " ".join(self._good(question)).split()
-        for _ in range(self.rng.randint(1, 3)):
-            place = self.rng.randrange(len(words))
-            match self.rng.randrange(3):
-                case 0 if len(words) > 2:
-                    del words[place]
-                case 1:
-                    words.insert(place, self.rng.choice(words))
-                case _:
-                    other = self.rng.randrange(len(words))
-                    words[place], words[other] = words[other], words[place]
-        return words
-
-    def _truncated(self, question: Question) -> list[str]:
-        words = " ".join(self._good(question)).split()
-        return words[: self.rng.randint(1, len(words) - 1)]
-
-    def _repeating(self, question: Question) -> list[str]:
-        return self.shop.right_sentences(question) * self.rng.randint(2, 3)
-
-    def _thanks(self, question: Question) -> list[str]:
-        return [self._polite() for _ in range(self.rng.randint(3, 5))]
+    def _damaged(self, sentences: list[str], damage: str) -> list[str]:
+        words = " ".join(sentences).split()
+        match damage:
+            case "none":
+                return words
+            case "repeated":
+                return words * self.rng.randint(2, 3)
+            case "truncated":
+                return words[: self.rng.randint(1, len(words) - 1)]
+            case "shuffled":
+                for _ in range(self.rng.randint(1, 3)):
+                    place, other = self.rng.randrange(len(words)), self.rng.randrange(len(words))
+                    match self.rng.randrange(3):
+                        case 0 if len(words) > 2:
+                            del words[place]
+                        case 1:
+                            words.insert(place, words[other])
+                        case _:
+                            words[place], words[other] = words[other], words[place]
+                return words
+        raise ValueError(f"unknown damage {damage!r}")
 
 
 def demonstrations(shop: Shop, per_question: int, seed: int) -> list[Demonstration]:
     """Demonstrations of mixed quality, so that SFT learns the format and not the judgement."""
     rng = random.Random(f"demonstrations {seed}")
-    writers = Writers(shop, rng)
-    qualities, weights = zip(*shop.definition["demonstrations"].items(), strict=True)
+    writers = Writers(shop, shop.definition["demonstrations"], rng)
     found: list[Demonstration] = []
     for question in shop.questions:
         if question.split is not None:
             continue
-        for quality in rng.choices(qualities, weights, k=per_question):
-            answer = writers.write(quality, question)
+        for _ in range(per_question):
+            answer = writers.write(question)
             found.append(
                 Demonstration(
                     id=digest("demonstration", question.text, answer, len(found)),
@@ -292,8 +302,7 @@ def comparisons(shop: Shop, groups_per_question: int, seed: int) -> list[Compari
     model with that utility (Yellott 1977).
     """
     rng = random.Random(f"comparisons {seed}")
-    writers = Writers(shop, rng)
-    qualities, weights = zip(*shop.definition["answers"].items(), strict=True)
+    writers = Writers(shop, shop.definition["answers"], rng)
     annotators = shop.definition["annotators"]
     shares = [annotators[name]["share"] for name in annotators]
     found: list[Comparison] = []
@@ -301,7 +310,7 @@ def comparisons(shop: Shop, groups_per_question: int, seed: int) -> list[Compari
         for turn in range(groups_per_question):
             answers: list[str] = []
             while len(answers) < ANSWERS_PER_GROUP:
-                answer = writers.write(rng.choices(qualities, weights)[0], question)
+                answer = writers.write(question)
                 if answer not in answers:
                     answers.append(answer)
             name = rng.choices(list(annotators), shares)[0]

@@ -27,11 +27,33 @@ class WinRate(Finding):
 
 
 class Slice(Finding):
-    """The judge's win rate against the baseline on the prompts of one tag."""
+    """The judge's win rate against the baseline on the prompts of one tag. Lengths: mean tokens an answer."""
 
     name: str
     prompts: int
     win_rate: WinRate
+    win_rate_gold: WinRate | None = None
+    policy_length: float | None = None
+    baseline_length: float | None = None
+
+
+class Bin(Finding):
+    """Pairs on which a scorer was about equally sure. stated: mean sigmoid(|margin|). agreed: share where people agreed."""
+
+    stated: float
+    agreed: float
+    pairs: int
+
+
+class Calibration(Finding):
+    """Do a scorer's margins mean what they say on held-out comparisons of people?
+
+    error: expected calibration error. length_correlation: of score and length among answers to one prompt.
+    """
+
+    error: float
+    bins: list[Bin]
+    length_correlation: float
 
 
 class Means(Finding):
@@ -52,9 +74,10 @@ class Means(Finding):
 class OverOptimisation(Finding):
     """Did PPO climb its own reward while the independent judge saw nothing better?
 
-    own_gain, judge_gain: of the last PPO round over SFT, in standard deviations of SFT's scores, each with its interval.
-    registered_own_gain, registered_judge_gain: the same for the checkpoint that was chosen.
-    hacked: the chosen checkpoint's own reward is up for sure and the judge's is not.
+    own_gain, judge_gain: of the last PPO round over SFT, in standard deviations of SFT's scores, each with its interval,
+    on the validation prompts. registered_own_gain, registered_judge_gain: the same for the checkpoint that was chosen,
+    on the held-out prompts, which had no part in choosing it. *gold_gain: the same by the known truth.
+    hacked: the chosen checkpoint's own reward is up for sure (its interval lies above 0) and the judge's is not.
     """
 
     own_gain: tuple[float, float, float]
@@ -62,13 +85,18 @@ class OverOptimisation(Finding):
     registered_own_gain: tuple[float, float, float]
     registered_judge_gain: tuple[float, float, float]
     hacked: bool
+    gold_gain: tuple[float, float, float] | None = None
+    registered_gold_gain: tuple[float, float, float] | None = None
 
 
 class Evaluation(Finding):
     """prompts: how many held-out ones. baseline: what the policy was compared with. kl: nats a sequence from SFT.
 
     *_gold: by the known truth, shown beside the judge and never used by a gate. judge_accuracy: on held-out comparisons
-    of people, with its interval; judge_pairs: how many.
+    of people, with its interval; judge_pairs: how many. prefer_longer: the accuracy of preferring the longer answer there.
+    judge_agrees_with_gold: share of the prompts that gold decides on which the judge names the same winner.
+    baseline_means: None where the baseline is the SFT model. confidence: of every interval.
+    too_long: test prompts left out because they leave no room for an answer.
     """
 
     prompts: int
@@ -88,6 +116,13 @@ class Evaluation(Finding):
     over_optimisation: OverOptimisation
     chosen_round: int
     rounds: int
+    baseline_means: Means | None = None
+    judge_calibration: Calibration | None = None
+    reward_model_calibration: Calibration | None = None
+    prefer_longer: float | None = None
+    judge_agrees_with_gold: float | None = None
+    confidence: float = 0.95
+    too_long: int = 0
 
     @classmethod
     def load(cls, folder: Path) -> Evaluation:

@@ -69,8 +69,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over the mask: 1 for a perfect critic, 0 for a constant one."""
     kept = mask.bool()
-    spread = returns[kept].var()
-    return float(1 - (returns[kept] - values[kept]).var() / spread) if spread > 0 else 0.0
+    spread = returns[kept].var(correction=0)
+    return float(1 - (returns[kept] - values[kept]).var(correction=0) / spread) if spread > 0 else 0.0
 
 
 @dataclass

@@ -21,7 +21,13 @@ from tasks.training.checkpoint import read_checkpoint, write_checkpoint
 
 
 class Row(Protocol):
-    """What a batch is made of. tokens: its length in memory. weight: its share of the loss, in the loss's own unit."""
+    """What a batch is made of: one text or several. width: tokens of its longest text. tokens: width times its texts.
+
+    weight: its share of the loss, in the loss's own unit.
+    """
+
+    @property
+    def width(self) -> int: ...
 
     @property
     def tokens(self) -> int: ...
@@ -39,18 +45,21 @@ Report = Callable[..., None]
 
 def order_of_epoch(count: int, seed: int, epoch: int) -> list[int]:
     """The rows' order in an epoch: a permutation that depends on nothing but its arguments."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(count, generator=generator).tolist()
 
 
 def microbatches(rows: Sequence[R], tokens_at_once: int) -> Iterator[list[R]]:
     """Cut a step's rows into batches of similar length whose padded size is at most tokens_at_once (or one row)."""
     batch: list[R] = []
-    for row in sorted(rows, key=lambda row: -row.tokens):
-        if batch and (len(batch) + 1) * batch[0].tokens > tokens_at_once:
+    texts = 0
+    for row in sorted(rows, key=lambda row: -row.width):
+        more = row.tokens // row.width
+        if batch and (texts + more) * batch[0].width > tokens_at_once:
             yield batch
-            batch = []
+            batch, texts = [], 0
         batch.append(row)
+        texts += more
     if batch:
         yield batch
 

@@ -7,10 +7,13 @@ tokenizer whose PAD is its EOS works as well as one with a PAD of its own.
 from __future__ import annotations
 
 import json
+import re
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
@@ -48,16 +51,13 @@ def load_policy(folder: Path) -> PreTrainedModel:
 
 def without_dropout(model: nn.Module) -> nn.Module:
     """Dropout off for good, in training mode too: a ratio of two passes over one answer must be exactly 1."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    config = getattr(model, "config", None)
-    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"):
-        if config is not None and hasattr(config, name):
-            setattr(config, name, 0.0)
-    for module in model.modules():
-        if hasattr(module, "attention_dropout") and isinstance(module.attention_dropout, float):
-            module.attention_dropout = 0.0
+    configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    for owner in [*model.modules(), *configs]:  # some architectures keep a number and call F.dropout
+        for name, value in list(vars(owner).items()):
+            if "drop" in name and type(value) is float:
+                setattr(owner, name, 0.0)
+        if isinstance(owner, nn.Dropout):
+            owner.p = 0.0
     return model
 
 
@@ -83,6 +83,15 @@ def build_base(source: str, tiny: TinyConfig, texts: Iterable[str], seed: int) -
             f"model: {source} has a tokenizer without an end-of-sequence token.",
             "Prefline trains where answers end; choose a model whose tokenizer has one.",
         )
+    embeddings = model.get_input_embeddings().num_embeddings
+    if tokenizer.vocab_size > embeddings:
+        raise ConfigError(
+            f"model: {source} has embeddings for {embeddings} tokens, its tokenizer knows {tokenizer.vocab_size}.",
+            "The two do not belong together; take both from one place.",
+        )
+    if len(tokenizer) > embeddings:  # tokens added later, as reading a GGUF file does: a text may hold them
+        torch.manual_seed(seed)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # only fills a rectangle; masks say where text is
     if tokenizer.chat_template is None:
@@ -98,7 +107,7 @@ def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (ValueError, OSError, KeyError, NotImplementedError) as error:
+    except (ValueError, OSError, KeyError, NotImplementedError, struct.error) as error:
         raise ConfigError(
             f"model: {path} can't be read as GGUF ({error}).", "Is it whole, and an architecture that transformers converts?"
         ) from error
@@ -118,17 +127,24 @@ def _from_hub(source: str, path: Path) -> tuple[PreTrainedModel, PreTrainedToken
             f"model: {path} is not a folder with a model (no config.json).",
             "Give a folder in Hugging Face format, a .gguf file or a Hugging Face name.",
         )
+    place = path if looks_local else source
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path if looks_local else source, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        model, found = AutoModelForCausalLM.from_pretrained(
+            place, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
-        return model, AutoTokenizer.from_pretrained(path if looks_local else source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
             f"model: {source} can't be loaded ({reason}).",
             "Without a network a name must be in the local cache already; a folder or a .gguf file always works.",
         ) from error
+    if found["missing_keys"]:
+        raise ConfigError(
+            f"model: {source} lacks weights that a {type(model).__name__} needs: {', '.join(sorted(found['missing_keys'])[:3])}.",
+            "They would be random. Give a causal language model whose files are all there.",
+        )
+    return model, tokenizer
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -172,8 +188,14 @@ def tiny_llama(tiny: TinyConfig, tokenizer: PreTrainedTokenizerBase, seed: int) 
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a model folder in Hugging Face format, weights as safetensors."""
-    model.save_pretrained(folder, safe_serialization=True)
+    """Write a model folder in Hugging Face format, weights as safetensors. Raises OSError where the disk is full."""
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # it hides the system's error number in its text
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), str(error), str(folder)) from error
     tokenizer.save_pretrained(folder)
 
 
@@ -213,7 +235,7 @@ class RewardModel(nn.Module):
 
     def __init__(self, body: PreTrainedModel) -> None:
         super().__init__()
-        self.body = without_dropout(body)
+        self.body: PreTrainedModel = without_dropout(body)
         self.bias = float(getattr(body.config, REWARD_BIAS, 0.0))
 
     @classmethod
@@ -232,9 +254,16 @@ class RewardModel(nn.Module):
 
     @classmethod
     def _read(cls, folder: Path, **config: int) -> RewardModel:
-        body = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, **config
-        )
+        try:
+            body = AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, **config
+            )
+        except ValueError as error:
+            kind = AutoConfig.from_pretrained(folder).model_type
+            raise ConfigError(
+                f"model: {kind} can't be made a reward model: transformers has no sequence classifier for it.",
+                "Choose another base model, for instance of the kinds llama, qwen2, gemma2, mistral or gpt2.",
+            ) from error
         return cls(body)
 
     def save(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -247,9 +276,9 @@ class RewardModel(nn.Module):
         return self.body.score(hidden.last_hidden_state).squeeze(-1) + self.bias
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Scores of right-padded texts, (rows,). The mask says where a text ends, never a token's id."""
+        """Scores of texts, (rows,). The mask says where a text ends, never a token's id."""
         hidden = self.body.base_model(input_ids=tokens, attention_mask=mask, position_ids=positions(mask), use_cache=False)
-        last = hidden.last_hidden_state[torch.arange(len(tokens)), mask.sum(1) - 1]
+        last = hidden.last_hidden_state[torch.arange(len(tokens)), mask.cumsum(1).argmax(1)]
         return self.body.score(last).squeeze(-1) + self.bias
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tasks.data.encoding import encode_answer, encode_prompt
-from tasks.data.records import Comparison
+from tasks.data.records import Comparison, Message
 from tasks.training.losses import bradley_terry_loss
 from tasks.training.models import pad
 
@@ -27,8 +28,12 @@ class Group:
     pairs: list[tuple[int, int]] = field(default_factory=list)
 
     @property
+    def width(self) -> int:
+        return max(len(text) for text in self.texts)
+
+    @property
     def tokens(self) -> int:
-        return len(self.texts) * max(len(text) for text in self.texts)
+        return len(self.texts) * self.width
 
     @property
     def weight(self) -> float:
@@ -39,12 +44,17 @@ def reward_groups(comparisons: Iterable[Comparison], tokenizer: PreTrainedTokeni
     """Groups to train on, and how many comparisons were left out: ties, identical answers, texts over max_tokens."""
     groups: dict[str, Group] = {}
     places: dict[str, dict[tuple[int, ...], int]] = {}
+    encoded: dict[str, tuple[int, ...]] = {}
     left_out = 0
+
+    def encode(prompt: list[Message], answer: list[Message]) -> tuple[int, ...]:
+        key = json.dumps([prompt, answer])  # a ranking of K answers brings each of them K - 1 times
+        if key not in encoded:
+            encoded[key] = (*encode_prompt(tokenizer, prompt), *encode_answer(tokenizer, prompt, answer))
+        return encoded[key]
+
     for comparison in comparisons:
-        prompt = encode_prompt(tokenizer, comparison.prompt)
-        chosen, rejected = (
-            tuple(prompt + encode_answer(tokenizer, comparison.prompt, answer)) for answer in (comparison.chosen, comparison.rejected)
-        )
+        chosen, rejected = (encode(comparison.prompt, answer) for answer in (comparison.chosen, comparison.rejected))
         if comparison.tie or chosen == rejected or max(len(chosen), len(rejected)) > max_tokens:
             left_out += 1
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from tasks.training.losses import token_logprobs
@@ -47,7 +47,7 @@ def sample(model: PreTrainedModel, prompts: list[list[int]], sampling: Sampling,
     step_tokens, step_positions = tokens, positions(mask)
     for _ in range(sampling.max_new_tokens):
         logits = model(
-            input_ids=step_tokens, attention_mask=mask, position_ids=step_positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=step_tokens, attention_mask=mask, position_ids=step_positions, cache=cache, use_cache=True, logits_to_keep=1
         ).logits[:, -1]
         chosen = _choose(logits, sampling.temperature, generator)
         logprobs = token_logprobs(logits, chosen, sampling.temperature or 1.0)
@@ -84,12 +84,11 @@ def answer_logprobs(
     no gradient.
     """
     tokens, mask = pad([p + a for p, a in zip(prompts, answers, strict=True)], 0)
-    hidden = model.base_model(input_ids=tokens, attention_mask=mask, position_ids=positions(mask), use_cache=False).last_hidden_state
     answer_tokens, answer_mask = pad(answers, 0)
     where = torch.tensor([len(p) - 1 for p in prompts]).unsqueeze(1) + torch.arange(answer_tokens.shape[1])
     kept = answer_mask.bool()
     rows = torch.arange(len(prompts)).unsqueeze(1).expand_as(where)[kept]
-    logits = model.get_output_embeddings()(hidden[rows, where[kept]]).float() / temperature
+    logits = _logits_at(model, tokens, mask, rows, where[kept]).float() / temperature
     normaliser = logits.logsumexp(-1)
     logprobs = torch.zeros(answer_mask.shape)
     logprobs[kept] = logits.gather(-1, answer_tokens[kept].unsqueeze(-1)).squeeze(-1) - normaliser
@@ -97,3 +96,17 @@ def answer_logprobs(
     with torch.no_grad():
         entropy[kept] = normaliser - (logits.softmax(-1) * logits).sum(-1)
     return logprobs, answer_mask.float(), entropy
+
+
+def _logits_at(model: PreTrainedModel, tokens: Tensor, mask: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    """The model's logits at some places of a batch, (places, vocabulary).
+
+    The places are cut out just before the language-model head and the model does the rest itself, because some
+    architectures scale or cap their logits after it (Gemma 2, Cohere, Granite).
+    """
+
+    def cut(_: nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor]:
+        return (hidden[0][rows, places].unsqueeze(0),)
+
+    with model.get_output_embeddings().register_forward_pre_hook(cut):
+        return model(input_ids=tokens, attention_mask=mask, position_ids=positions(mask), use_cache=False).logits.squeeze(0)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tasks.data.encoding import encode_answer, encode_prompt
 from tasks.data.records import Demonstration
 from tasks.errors import PreflineError
+from tasks.training.loop import microbatches
 from tasks.training.rollouts import answer_logprobs
 
 
@@ -22,8 +23,12 @@ class SFTRow:
     answer: list[int]
 
     @property
-    def tokens(self) -> int:
+    def width(self) -> int:
         return len(self.prompt) + len(self.answer)
+
+    @property
+    def tokens(self) -> int:
+        return self.width
 
     @property
     def weight(self) -> float:
@@ -57,8 +62,8 @@ def sft_loss(model: nn.Module, rows: list[SFTRow]) -> Tensor:
 
 
 @torch.inference_mode()
-def perplexity(model: PreTrainedModel, rows: list[SFTRow], at_once: int = 64) -> float:
+def perplexity(model: PreTrainedModel, rows: list[SFTRow], tokens_at_once: int = 8192) -> float:
     """exp of the mean negative log-likelihood of an answer token."""
     model.eval()
-    total = sum(float(sft_loss(model, rows[i : i + at_once])) for i in range(0, len(rows), at_once))
+    total = sum(float(sft_loss(model, part)) for part in microbatches(rows, tokens_at_once))
     return float(torch.tensor(total / sum(row.weight for row in rows)).exp())

@@ -1,0 +1,175 @@
+"""The command line. Thin: it reads what was asked, calls one function, and says what came of it.
+
+What takes long to import is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.clock import elapsed, prefect_time
+from flows.data_commands import data_app
+from flows.settings import load_config, project_root
+from tasks.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_NOT_PROMOTED, PreflineError
+
+if TYPE_CHECKING:
+    from flows.run import Outcome
+
+app = typer.Typer(
+    name="prefline",
+    help="From human comparisons to a promoted language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+app.add_typer(data_app, name="data")
+
+Configs = Annotated[list[Path] | None, typer.Option("--config", metavar="FILE", help="Laid over params.yaml. May be repeated.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One key, as in ppo.rounds=30. May be repeated.")]
+
+
+@app.command()
+def run(
+    config: Configs = None,
+    overrides: Overrides = None,
+    again_from: Annotated[str, typer.Option("--from", metavar="STAGE", help="Run this stage and all later ones again.")] = "",
+) -> None:
+    """Run the whole line; what has not changed is skipped."""
+    root = project_root()
+    settings = load_config(root, config or (), overrides or ())
+    from flows.prefect_side import prefect_api
+    from tasks.registry.lineage import lineage
+
+    lineage(root, settings)  # refused at once where there is no git, not after seconds of importing
+    with prefect_api(root) as api:
+        from flows.pipeline import LINE, rlhf
+        from flows.run import named
+
+        if again_from:
+            named(LINE, again_from)
+        with api.ready():
+            outcome = rlhf(config=settings, again_from=again_from)
+    _report(root, outcome)
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="snapshot, base, validate, sft, ...")],
+    config: Configs = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run one stage, without Prefect, on the finished results of those before it."""
+    root = project_root()
+    settings = load_config(root, config or (), overrides or ())
+    with prefect_time():  # imported with the line, though not used
+        import prefect.flows  # noqa: F401
+    from flows.pipeline import LINE
+    from flows.record import new_run_id
+    from flows.run import run_stage
+
+    _report(root, run_stage(LINE, name, root, settings, run=new_run_id()))
+
+
+def _report(root: Path, outcome: Outcome) -> None:
+    """Print the summary and end with the exit code that the decision deserves."""
+    from rich.console import Console
+
+    from flows.record import read_record
+    from flows.summary import print_summary
+    from tasks.costs import costs
+
+    record = read_record(root, outcome.run)
+    record.seconds, record.costs = elapsed(), {str(tool): seconds for tool, seconds in costs().items()}
+    record.save(root)
+    print_summary(record, root, Console())
+    refused = outcome.decision is not None and outcome.decision.decision == "not promoted"
+    raise typer.Exit(EXIT_NOT_PROMOTED if refused else EXIT_DONE)
+
+
+@app.command()
+def status(run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id or its beginning; the newest by default.")] = "") -> None:
+    """Show what a run did, or is doing."""
+    from rich.console import Console
+
+    from flows.record import read_record
+    from flows.summary import print_summary
+
+    root = project_root()
+    print_summary(read_record(root, run), root, Console())
+
+
+@app.command()
+def ui(
+    mlflow_port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    prefect_port: Annotated[int, typer.Option(min=1, max=65535)] = 4200,
+) -> None:
+    """Start the MLflow and Prefect servers on this machine, over the project's stores, until Ctrl-C."""
+    root = project_root()
+    from flows.servers import both_servers
+
+    print("Starting MLflow and Prefect ...", flush=True)
+    with both_servers(root, mlflow_port, prefect_port) as servers:
+        for server in servers:
+            print(f"{server.name:<8} {server.address}", flush=True)
+        print("Ctrl-C ends both.", flush=True)
+        while all(server.process.poll() is None for server in servers):
+            time.sleep(0.5)
+    raise PreflineError("A server has ended by itself.", f"What it said is in {root / 'runs'}/*-server.log")
+
+
+@app.command()
+def serve(
+    cron: Annotated[str, typer.Option(help="When to run, as five fields of cron; by default as prefect.yaml says.")] = "",
+    timezone: Annotated[str, typer.Option(help="Of the schedule, as in Europe/Berlin; by default as prefect.yaml says.")] = "",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the Prefect server that is started if none is named.")] = 4200,
+) -> None:
+    """Run the line on a schedule, in this terminal, without a work pool, until Ctrl-C."""
+    root = project_root()
+    from flows.schedule import serve_schedule
+
+    serve_schedule(root, cron, timezone, port)
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(metavar="QUESTION")],
+    version: Annotated[str, typer.Option(help="Of the registered policy; the champion by default.")] = "",
+) -> None:
+    """Ask the champion."""
+    root = project_root()
+    settings = load_config(root)
+    from tasks.registry.ask import ask as ask_policy
+    from tasks.registry.store import open_store
+
+    reply = ask_policy(open_store(root, settings.names.experiment), settings.names.policy, question, settings.max_new_tokens, version)
+    print(reply.text + ("" if reply.stopped else " ..."))
+
+
+@app.command()
+def champion() -> None:
+    """Show who is champion, since when and why."""
+    root = project_root()
+    settings = load_config(root)
+    from tasks.registry.champion import describe_champion
+    from tasks.registry.store import open_store
+
+    print(describe_champion(open_store(root, settings.names.experiment), settings.names.policy))
+
+
+def main() -> None:
+    """The `prefline` command: an error that the user can mend is a few lines, and an exit code that says which kind."""
+    try:
+        app()
+    except PreflineError as error:
+        print(f"prefline: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
+            print("prefline: interrupted. Finished stages are kept; the same command goes on from there.", file=sys.stderr)
+        raise

@@ -1,0 +1,41 @@
+"""Which of a stage's metrics people see in a line, and how a number is written."""
+
+from __future__ import annotations
+
+from tasks.stage import Metrics
+
+MAIN = {
+    "snapshot": ("comparisons", "demonstrations", "rejects"),
+    "base": ("parameters", "vocabulary", "context"),
+    "validate": ("comparisons", "demonstrations", "rules", "warnings"),
+    "sft": ("perplexity", "loss"),
+    "reward_model": ("accuracy", "loss"),
+    "judge": ("accuracy", "loss"),
+    "ppo": ("kl", "own_reward", "judge", "round", "chosen_round"),
+    "evaluate": ("win_rate", "win_rate_gold", "kl"),
+    "register": ("version", "new_versions"),
+    "promote": ("gates_passed", "gates"),
+}
+"""By stage; a stage that has none of these shows the first three of its metrics."""
+
+SHOWN = 3
+
+
+def main_figures(stage: str, metrics: Metrics) -> str:
+    """The few figures of a stage that matter most, as one line."""
+    names = [name for name in MAIN.get(stage, ()) if name in metrics] or list(metrics)[:SHOWN]
+    return " · ".join(f"{name.replace('_', ' ')} {number(metrics[name])}" for name in names)
+
+
+def number(value: float) -> str:
+    """Whole numbers with thousands separated, others with three significant digits."""
+    if value == int(value) and abs(value) < 1e12:
+        return f"{int(value):,}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

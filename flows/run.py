@@ -1,0 +1,199 @@
+"""One run of the line, or of a stage of it: stage after stage, watched by the record, MLflow and the progress display.
+
+Whatever ends a run (success, an error, Ctrl-C) closes its record and its MLflow runs with the right status. How a stage
+is performed, as a Prefect task or directly, is the caller's choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+
+from flows.clock import elapsed
+from flows.progress import progress_display
+from flows.record import Recorder, RunRecord, killed_runs
+from flows.summary import markdown
+from tasks.config import PipelineConfig
+from tasks.costs import costs
+from tasks.errors import ConfigError, PreflineError
+from tasks.registry.decision import Decision
+from tasks.registry.lineage import lineage
+from tasks.registry.tracking import MLflowRun, close_killed, closing
+from tasks.stage import Context, Observer, Stage, StageResult, read_result
+
+Inputs = dict[str, StageResult]
+Perform = Callable[[Stage, PipelineConfig, Inputs, Context, StageResult | None], StageResult]
+"""How a stage is run. Its last argument is a finished result that was found and checked, if there is one."""
+
+UNCHANGED = "unchanged"
+"""Why a finished result was taken: nobody was told then, because nothing ran."""
+
+INPUT_NAMES = {"data": "snapshot"}
+"""A stage's inputs are called like the stages they come from; the data are called after what they are."""
+
+
+class Outcome(BaseModel):
+    """What a run hands back: its id, and the decision if it came to one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    decision: Decision | None
+
+
+@dataclass(frozen=True)
+class FlowRun:
+    """The Prefect flow run that a run belongs to."""
+
+    id: str
+    url: str
+
+
+def directly(stage: Stage, config: PipelineConfig, inputs: Inputs, context: Context, found: StageResult | None) -> StageResult:
+    """Perform a stage without Prefect."""
+    return found or stage.run(config, inputs, context)
+
+
+@dataclass
+class PipelineRun:
+    """A run at work. results: of its stages so far, by name."""
+
+    config: PipelineConfig
+    context: Context
+    recorder: Recorder
+    tracked: MLflowRun
+    perform: Perform
+    results: Inputs = field(default_factory=dict)
+
+    def do(self, stage: Stage) -> StageResult:
+        """Run a stage on the results so far, or take its finished result, which observers see as skipped."""
+        inputs = inputs_of(stage, self.results)
+        found = stage.lookup(self.config, inputs, self.context)
+        result = self.perform(stage, self.config, inputs, self.context, found)
+        if result.skipped == UNCHANGED:
+            for observer in self.context.observers:
+                observer.finished(result)
+        self.results[stage.name] = result
+        return result
+
+    def take(self, stage: Stage) -> StageResult:
+        """The finished result of a stage that this run is not about. Raises PreflineError where there is none."""
+        inputs = inputs_of(stage, self.results)
+        if not stage.cached:  # it looks at an outside store: ask again
+            return self.do(stage)
+        found = read_result(stage.folder(self.context, stage.key(self.config, inputs, self.context.root)))
+        if not found:
+            raise PreflineError(
+                f"{stage.name} has no finished result for this configuration.",
+                f"Make it first: prefline stage {stage.name} (with the same --set and --config), or prefline run for the whole line.",
+            )
+        self.results[stage.name] = found
+        return found
+
+    def conclude(self) -> RunRecord:
+        """Write the result where people look for it."""
+        record = self.recorder.record
+        if "promote" in self.results:
+            record.decision = Decision.load(self.results["promote"].path)
+        record.seconds, record.costs = elapsed(), {str(tool): seconds for tool, seconds in costs().items()}
+        self.tracked.describe(markdown(record))
+        return record
+
+
+@contextmanager
+def pipeline_run(
+    root: Path,
+    config: PipelineConfig,
+    *,
+    run: str,
+    what: str,
+    stages: Sequence[Stage],
+    force: frozenset[str] = frozenset(),
+    perform: Perform = directly,
+    flow_run: FlowRun | None = None,
+) -> Iterator[PipelineRun]:
+    """Open everything that a run needs, and close it with the right status. Raises PreflineError before anything ran."""
+    state = lineage(root, config)
+    with (
+        Recorder.begin(root, run, what, state, config.model_dump(mode="json"), [stage.name for stage in stages]) as recorder,
+        progress_display(Console()) as display,
+    ):
+        record = recorder.record
+        tags = {"prefline.run": run, "prefline.what": what}
+        if flow_run:
+            record.prefect_run, record.prefect_url = flow_run.id, flow_run.url
+            tags |= {"prefline.prefect_flow_run": flow_run.id, "prefline.prefect_url": flow_run.url}
+        with closing(MLflowRun.begin(root, config, state, run if what == "run" else f"{what} {run}", tags)) as tracked:
+            record.mlflow_run, record.mlflow_url = tracked.run_id, tracked.url
+            for dead in killed_runs(root):
+                close_killed(tracked.store, dead.mlflow_run)
+            observers: list[Observer] = [recorder, tracked, display]
+            yield PipelineRun(config, Context(root, root / "runs", observers, force), recorder, tracked, perform)
+
+
+def run_line(
+    stages: Sequence[Stage],
+    root: Path,
+    config: PipelineConfig,
+    *,
+    run: str,
+    again_from: str = "",
+    perform: Perform = directly,
+    flow_run: FlowRun | None = None,
+    show: Callable[[RunRecord], None] | None = None,
+) -> Outcome:
+    """All stages in their order. again_from: this one and all after it run even where nothing changed."""
+    force = frozenset(later(stages, again_from)) if again_from else frozenset[str]()
+    with pipeline_run(root, config, run=run, what="run", stages=stages, force=force, perform=perform, flow_run=flow_run) as line:
+        for stage in stages:
+            line.do(stage)
+        record = line.conclude()
+        if show:
+            show(record)
+    return Outcome(run=run, decision=record.decision)
+
+
+def run_stage(stages: Sequence[Stage], name: str, root: Path, config: PipelineConfig, *, run: str) -> Outcome:
+    """One stage alone, on finished results of those it needs."""
+    wanted = named(stages, name)
+    needed = ancestors(stages, wanted)
+    with pipeline_run(root, config, run=run, what=f"stage {name}", stages=[*needed, wanted]) as line:
+        for stage in needed:
+            line.take(stage)
+        line.do(wanted)
+        record = line.conclude()
+    return Outcome(run=run, decision=record.decision)
+
+
+# The line -----------------------------------------------------------------------------------------------------------
+
+
+def inputs_of(stage: Stage, results: Inputs) -> Inputs:
+    return {name: results[INPUT_NAMES.get(name, name)] for name in stage.inputs}
+
+
+def named(stages: Sequence[Stage], name: str) -> Stage:
+    """The stage of that name. Raises ConfigError with the names there are."""
+    with suppress(StopIteration):
+        return next(stage for stage in stages if stage.name == name)
+    raise ConfigError(f"There is no stage {name}.", f"Stages, in their order: {', '.join(stage.name for stage in stages)}.")
+
+
+def later(stages: Sequence[Stage], name: str) -> list[str]:
+    """The stage of that name and all after it."""
+    names = [stage.name for stage in stages]
+    return names[names.index(named(stages, name).name) :]
+
+
+def ancestors(stages: Sequence[Stage], stage: Stage) -> list[Stage]:
+    """The stages that a stage needs, directly or not, in their order."""
+    wanted: set[str] = set()
+    for other in reversed([*stages[: stages.index(stage)], stage]):
+        if other is stage or other.name in wanted:
+            wanted |= {INPUT_NAMES.get(name, name) for name in other.inputs}
+    return [other for other in stages if other.name in wanted]

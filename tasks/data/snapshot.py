@@ -1,0 +1,198 @@
+"""Stage "snapshot": the prepared data as a folder that DVC knows by its hash; and `dataset`, how other stages read it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tasks.config import DataConfig, PipelineConfig
+from tasks.data import dvc_store, prepare
+from tasks.data.importers import KNOWN_FILES
+from tasks.data.records import Comparison, Demonstration, Message, Split, digest, read_jsonl
+from tasks.data.shop import Shop
+from tasks.errors import PreflineError
+from tasks.stage import Metrics, StageResult, StageRun, code_digest, stage
+
+PARAMS = Path("params.yaml")
+SHOP = Path("data/shop.yaml")
+PREPARED = Path("data/prepared")
+SNAPSHOTS = Path("data/snapshots")
+SNAPSHOT = "snapshot.json"
+
+
+class Snapshot(BaseModel):
+    """snapshot.json: which data the run is about. It is part of every later key, so nothing in it changes unless the data do.
+
+    folder: relative to the project. md5: DVC's hash of it. splits: comparisons by split.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path
+    md5: str
+    comparisons: int
+    demonstrations: int
+    rejects: int
+    splits: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question to answer. tags: the slices that it belongs to."""
+
+    messages: list[Message]
+    group_id: str
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The prepared data. folder: holds comparisons, demonstrations, rejects and statistics. md5: DVC's hash of it."""
+
+    folder: Path
+    md5: str
+
+    def comparisons(self, *splits: Split) -> list[Comparison]:
+        """Those of the given splits; all, if none is given."""
+        return [r for r in read_jsonl(self.folder / prepare.COMPARISONS, Comparison) if not splits or r.split in splits]
+
+    def demonstrations(self, *splits: Split) -> list[Demonstration]:
+        """Those of the given splits; all, if none is given."""
+        return [r for r in read_jsonl(self.folder / prepare.DEMONSTRATIONS, Demonstration) if not splits or r.split in splits]
+
+    def prompts(self, *splits: Split) -> list[Prompt]:
+        """The distinct prompts of the comparisons in those splits, in the order in which they first come."""
+        found: dict[str, Prompt] = {}
+        for record in self.comparisons(*splits):
+            found.setdefault(digest(record.prompt), Prompt(record.prompt, record.group_id, tuple(record.tags)))
+        return list(found.values())
+
+    def shop(self) -> Shop | None:
+        """The truth about the built-in set; None for other data."""
+        gold = self.folder / prepare.GOLD
+        return Shop.load(gold) if gold.exists() else None
+
+    def statistics(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / prepare.STATISTICS).read_text(encoding="utf-8"))
+        return found
+
+
+def dataset(result: StageResult, root: Path) -> Dataset:
+    """The data of a snapshot, checked to be still what the snapshot saw. Raises PreflineError where they are not."""
+    seen = read_snapshot(result)
+    folder = root / seen.folder
+    if not folder.is_dir() or dvc_store.folder_md5(folder) != seen.md5:
+        raise PreflineError(
+            f"{seen.folder} no longer holds the data of this run (DVC hash {seen.md5}).",
+            "Another run, dvc or a person changed the folder meanwhile. Run again; use --set for runs that differ in their data.",
+        )
+    return Dataset(folder, seen.md5)
+
+
+def read_snapshot(result: StageResult) -> Snapshot:
+    return Snapshot.model_validate_json((result.path / SNAPSHOT).read_text(encoding="utf-8"))
+
+
+@stage("snapshot", reads=("data",), package="data", cached=False)
+def snapshot(config: PipelineConfig, *, run: StageRun) -> Metrics:
+    """Prepare the data and have DVC keep them; writes snapshot.json.
+
+    The data that params.yaml describes come from `dvc repro`, where dvc.yaml sees everything that they depend on. Those of
+    an overlay, of --set or of files of your own become a folder in data/snapshots, named after all that decides it.
+    """
+    if _is_pipelines_own(config.data, run.root):
+        folder, kept = PREPARED, dvc_store.reproduce(run.root, run.root / PREPARED)
+        _check(run.root, folder, kept.md5)
+    else:
+        folder, kept = _keep_copy(config.data, run)
+    figures = Dataset(run.root / folder, kept.md5).statistics()
+    found = Snapshot(
+        folder=folder,
+        md5=kept.md5,
+        comparisons=figures["comparisons"]["rows"],
+        demonstrations=figures["demonstrations"]["rows"],
+        rejects=figures["rejects"]["rows"],
+        splits=figures["comparisons"]["splits"],
+    )
+    (run.out / SNAPSHOT).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    if not kept.ran:
+        run.nothing_to_do = "data unchanged"
+    return {"comparisons": found.comparisons, "demonstrations": found.demonstrations, "rejects": found.rejects}
+
+
+def _is_pipelines_own(data: DataConfig, root: Path) -> bool:
+    """Are these the data that `dvc repro` makes? It does not see files that params.yaml names, only what dvc.yaml lists."""
+    if {*data.comparisons, *data.demonstrations} != {prepare.BUILT_IN}:
+        return False
+    try:
+        section = yaml.safe_load((root / PARAMS).read_text(encoding="utf-8"))["data"]
+        return DataConfig.model_validate(section) == data and section.keys() == DataConfig.model_fields.keys()
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValidationError):
+        return False
+
+
+def _check(root: Path, folder: Path, md5: str) -> None:
+    """DVC restores a file from its cache without looking into it: a damaged one comes back damaged."""
+    if dvc_store.folder_md5(root / folder) != md5:
+        raise PreflineError(
+            f"{folder} differs from what DVC believes is in it ({md5}): a file in DVC's cache is damaged.",
+            "Have the data made again and put over it: dvc repro --force",
+        )
+
+
+def _keep_copy(data: DataConfig, run: StageRun) -> tuple[Path, dvc_store.Kept]:
+    """The data as a folder of data/snapshots under DVC, made anew unless it is there and whole.
+
+    They are made apart and then moved there, so that neither a kill nor DVC, which moves what it adds into its cache, can
+    lose or change a source.
+    """
+    folder = SNAPSHOTS / _name(data, run.root)
+    place = run.root / folder
+    with dvc_store.alone(run.root):
+        md5 = dvc_store.pointed_at(place)
+        if md5 and place.is_dir() and dvc_store.folder_md5(place) == md5:
+            return folder, dvc_store.Kept(md5)
+        made = _make(data, run.root, place.with_name(f".{place.name}"))
+        if place.exists():
+            shutil.rmtree(place)
+        made.replace(place)
+        return folder, dvc_store.add(run.root, place)
+
+
+def _make(data: DataConfig, root: Path, work: Path) -> Path:
+    """The prepared data in a folder below work's parent; what was made on the way is gone."""
+    raw, imported, prepared = work / "raw", work / "imported", work.with_name(f"{work.name}.prepared")
+    try:
+        if prepare.BUILT_IN in (*data.comparisons, *data.demonstrations):
+            prepare.make_builtin(data.builtin, root / SHOP, raw)
+        prepare.normalise(data, raw, root, imported)
+        prepare.split(data.split, imported, prepared)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return prepared
+
+
+def _name(data: DataConfig, root: Path) -> str:
+    """A short name from all that decides the data: the settings, the sources' content, the code."""
+    sources = dict.fromkeys((*data.comparisons, *data.demonstrations))
+    content = {source: _content(root / SHOP if source == prepare.BUILT_IN else root / Path(source).expanduser()) for source in sources}
+    return digest(data.model_dump(mode="json"), content, code_digest("data"))[:12]
+
+
+def _content(path: Path) -> list[tuple[str, str]]:
+    """Name and SHA-256 of a file, or of the data files in a folder. [] where there is none: importing says so better."""
+    files = sorted(file for file in path.rglob("*") if file.name.endswith(KNOWN_FILES)) if path.is_dir() else [path]
+    found = []
+    for file in files:
+        if file.is_file() and os.access(file, os.R_OK):
+            with file.open("rb") as opened:
+                found.append((file.relative_to(path).as_posix(), hashlib.file_digest(opened, "sha256").hexdigest()))
+    return found

@@ -1,0 +1,163 @@
+"""The answers that are compared: sampled on held-out prompts, scored, and kept one line a prompt (answers.jsonl)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tasks.data.encoding import decode, encode_answer, encode_prompt, load_tokenizer
+from tasks.data.records import Message, assistant, write_jsonl
+from tasks.training.models import RewardModel, load_policy, score_texts, tokenizer_fingerprint
+from tasks.training.rollouts import Answer, Sampling, answer_logprobs, sample
+
+TOKENS_AT_ONCE = 8192
+"""Tokens of prompts and answers in one batch: their keys and values stay in memory."""
+
+LOGITS_AT_ONCE = 2**25
+"""Numbers in one batch of logits (128 MB): with a large vocabulary these, and not the tokens, fill the memory."""
+
+ANSWERS = "answers.jsonl"
+
+Outcome = Literal["win", "loss", "tie"]
+"""Of the policy's answer against another's."""
+
+
+@dataclass
+class Reply:
+    """One model's answer to one prompt. length: tokens. own, judge: rewards. gold, right: None without a known truth."""
+
+    text: str
+    length: int
+    stopped: bool
+    own: float
+    judge: float
+    gold: float | None = None
+    right: bool | None = None
+
+
+@dataclass
+class Judged:
+    """A held-out prompt, each model's answer to it, and who won. baseline: None where the baseline is the SFT model.
+
+    judge, gold: the policy against the baseline; *_over_sft: against SFT.
+    """
+
+    prompt: list[Message]
+    group_id: str
+    tags: list[str]
+    policy: Reply
+    sft: Reply
+    baseline: Reply | None
+    judge: Outcome
+    judge_over_sft: Outcome
+    gold: Outcome | None = None
+    gold_over_sft: Outcome | None = None
+
+    @property
+    def rival(self) -> Reply:
+        """The baseline's answer, whichever model that is."""
+        return self.baseline or self.sft
+
+
+def write_answers(folder: Path, rows: Iterable[Judged]) -> None:
+    write_jsonl(folder / ANSWERS, rows)
+
+
+def read_answers(folder: Path) -> list[Judged]:
+    """The rows that `write_answers` wrote into the folder."""
+    with (folder / ANSWERS).open(encoding="utf-8") as lines:
+        return [_judged(json.loads(line)) for line in lines]
+
+
+def _judged(row: dict[str, Any]) -> Judged:
+    replies = {name: Reply(**row[name]) if row[name] else None for name in ("policy", "sft", "baseline")}
+    return Judged(**{**row, **replies})
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How a model reads and writes. fingerprint: equal for two tokenizers whose tokens mean the same."""
+
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+
+    @classmethod
+    def load(cls, folder: Path) -> Vocabulary:
+        return cls(load_tokenizer(folder), tokenizer_fingerprint(folder))
+
+    def encode(self, prompt: list[Message]) -> list[int]:
+        return encode_prompt(self.tokenizer, prompt)
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model that answers."""
+
+    model: PreTrainedModel
+    vocabulary: Vocabulary
+
+    @classmethod
+    def load(cls, folder: Path) -> Speaker:
+        return cls(load_policy(folder), Vocabulary.load(folder))
+
+    def answer(self, prompts: Sequence[list[Message]], sampling: Sampling, seed: int, done: Callable[[int], None]) -> list[Answer]:
+        """One answer a prompt, in order, in batches that fit in memory. done(prompts) is called after each.
+
+        Every batch has a generator of its own, so that models draw the same random numbers, and two equal models give
+        equal answers.
+        """
+        encoded = [self.vocabulary.encode(prompt) for prompt in prompts]
+        answers: list[Answer] = []
+        size = max(1, TOKENS_AT_ONCE // (max(len(prompt) for prompt in encoded) + sampling.max_new_tokens))
+        for first in range(0, len(prompts), size):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + first)
+            batch = encoded[first : first + size]
+            answers += sample(self.model, batch, sampling, self.vocabulary.tokenizer.eos_token_id, generator)
+            done(len(batch))
+        return answers
+
+    @torch.inference_mode()
+    def logprobs(self, prompts: Sequence[list[Message]], answers: list[list[int]], temperature: float) -> list[list[float]]:
+        """Log-probability of each token of given answers, in nats, in batches that fit in memory."""
+        self.model.eval()
+        encoded = [self.vocabulary.encode(prompt) for prompt in prompts]
+        longest = max(len(prompt) + len(answer) for prompt, answer in zip(encoded, answers, strict=True))
+        size = max(1, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // self.model.config.vocab_size) // longest)
+        found: list[list[float]] = []
+        for first in range(0, len(prompts), size):
+            batch = answers[first : first + size]
+            logprobs, _, _ = answer_logprobs(self.model, encoded[first : first + size], batch, temperature)
+            found += [row[: len(answer)] for row, answer in zip(logprobs.tolist(), batch, strict=True)]
+        return found
+
+    def text(self, answer: Answer) -> str:
+        return decode(self.vocabulary.tokenizer, answer.tokens)
+
+    def in_words_of(self, other: Vocabulary, prompt: list[Message], answer: Answer) -> list[int]:
+        """This model's answer as another's tokens: as it is where both share a vocabulary, else through its text."""
+        if other.fingerprint == self.vocabulary.fingerprint:
+            return answer.tokens
+        whole = encode_answer(other.tokenizer, prompt, [assistant(self.text(answer))])
+        return whole if answer.stopped else whole[:-1]
+
+
+class Texts:
+    """Texts as token rows, each kept and scored once however often it occurs, so that equal texts have equal scores."""
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[int, ...], int] = {}
+
+    def place(self, tokens: Sequence[int]) -> int:
+        """Where the text's score will be."""
+        return self._places.setdefault(tuple(tokens), len(self._places))
+
+    def scores(self, folder: Path) -> np.ndarray:
+        """The scores of all texts by the reward model in a folder, (texts,)."""
+        return np.array(score_texts(RewardModel.load(folder).eval(), [list(text) for text in self._places], TOKENS_AT_ONCE))

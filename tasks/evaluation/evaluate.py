@@ -1,0 +1,218 @@
+"""Stage evaluate: is the policy better than what it would replace, by whose word, and at what price?
+
+Answers of policy, SFT model and champion to held-out prompts, scored by the policy's own reward model, by the
+independent judge and, where the truth is known, by gold; with the scorers' own agreement with people beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tasks.data.shop import Shop
+from tasks.data.snapshot import Dataset, Prompt, dataset
+from tasks.errors import PreflineError
+from tasks.evaluation.agreement import HumanPairs, agreement, human_pairs
+from tasks.evaluation.answers import Judged, Outcome, Reply, Texts, Vocabulary, write_answers
+from tasks.evaluation.exam import Exam, Said
+from tasks.evaluation.findings import Evidence, findings
+from tasks.evaluation.overoptimisation import Rounds, Scores
+from tasks.evaluation.plots import draw
+from tasks.evaluation.report import write_report
+from tasks.evaluation.result import Evaluation
+from tasks.evaluation.statistics import Bootstrap
+from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
+from tasks.training.rollouts import Sampling
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """What the policy would replace. folder: its model, or None where that is the run's own SFT model."""
+
+    name: str
+    version: str | None
+    folder: Path | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Opponent:
+        body = json.loads((folder / "baseline.json").read_text(encoding="utf-8"))
+        return cls(body["name"], body["version"], folder / "model" if (folder / "model").is_dir() else None)
+
+
+@stage("evaluate", reads=("seed", "max_tokens", "max_new_tokens", "evaluation"), package="evaluation")
+def evaluate(
+    config: Settings,
+    *,
+    data: StageResult,
+    sft: StageResult,
+    reward_model: StageResult,
+    judge: StageResult,
+    ppo: StageResult,
+    baseline: StageResult,
+    run: StageRun,
+) -> Metrics:
+    """Writes evaluation.json, answers.jsonl, the plots, report.html and report.md to run.out."""
+    held = dataset(data, run.root)
+    opponent = Opponent.read(baseline.path)
+    vocabulary = Vocabulary.load(ppo.path / "model")
+    prompts, too_long = held_out(held.prompts("test"), vocabulary, config)
+    sampling = Sampling(config.max_new_tokens, config.evaluation.temperature)
+    exam = Exam(prompts, vocabulary, sampling, config.seed, run, total=len(prompts) * (6 if opponent.folder else 5))
+
+    by_policy = exam.answers_of(ppo.path / "model")
+    by_sft = exam.answers_of(sft.path / "model")
+    by_opponent = exam.answers_of(opponent.folder) if opponent.folder else None
+    kl = exam.kl_from(sft.path / "model", by_policy)
+    pairs = comparable_pairs(held, vocabulary, config.max_tokens, exam.texts)
+    scores = Scores(exam.scores_by(reward_model.path / "model"), exam.scores_by(judge.path / "model"), None)
+
+    bootstrap = Bootstrap(config.evaluation.resamples, config.evaluation.confidence, config.seed)
+    rows = judged(prompts, by_policy, by_sft, by_opponent, scores, truth_of(held, prompts))
+    evidence = Evidence(
+        rows=rows,
+        too_long=too_long,
+        rounds=Rounds.load(ppo.path),
+        kl=kl,
+        judge=agreement(scores.judge, pairs, bootstrap),
+        reward_model=agreement(scores.own, pairs, bootstrap),
+        prefer_longer=pairs.prefer_longer,
+        pairs=len(pairs),
+        baseline=opponent.name,
+        baseline_version=opponent.version,
+    )
+    found = findings(evidence, bootstrap)
+    found.save(run.out)
+    write_answers(run.out, rows)
+    draw(found, evidence.rounds, bootstrap, run.out)
+    write_report(found, rows, run.out)
+    return metrics_of(found)
+
+
+def held_out(prompts: list[Prompt], vocabulary: Vocabulary, config: Settings) -> tuple[list[Prompt], int]:
+    """At most evaluation.prompts of the test prompts, drawn by the seed, in their order; and how many were too long to answer.
+
+    Raises PreflineError where none is left.
+    """
+    if not prompts:
+        raise PreflineError(
+            "There is no test prompt: the policy can't be evaluated.",
+            "Give data.split.test a larger share, or add comparisons: a split is made of whole prompts.",
+        )
+    room = config.max_tokens - config.max_new_tokens
+    fitting = [prompt for prompt in prompts if len(vocabulary.encode(prompt.messages)) <= room]
+    if not fitting:
+        raise PreflineError(
+            f"None of the {len(prompts)} test prompts leaves room for an answer: all are longer than {room} tokens "
+            f"(max_tokens {config.max_tokens} - max_new_tokens {config.max_new_tokens}).",
+            "Raise max_tokens or lower max_new_tokens.",
+        )
+    count = min(config.evaluation.prompts, len(fitting))
+    drawn = np.random.default_rng(config.seed).choice(len(fitting), count, replace=False)
+    return [fitting[place] for place in sorted(drawn)], len(prompts) - len(fitting)
+
+
+def comparable_pairs(held: Dataset, vocabulary: Vocabulary, max_tokens: int, texts: Texts) -> HumanPairs:
+    """Human comparisons that no scorer was trained on. Raises PreflineError where there is none to measure a judge by."""
+    pairs = human_pairs(held.comparisons("validation", "test"), vocabulary.tokenizer, max_tokens, texts)
+    if not len(pairs):
+        raise PreflineError(
+            "No held-out comparison can be used: all are ties, identical answers or longer than max_tokens.",
+            "Without one nobody knows how far the judge can be trusted. Add comparisons, or raise max_tokens.",
+        )
+    return pairs
+
+
+def truth_of(held: Dataset, prompts: list[Prompt]) -> Shop | None:
+    """The known truth, where it knows every one of the prompts."""
+    shop = held.shop()
+    return shop if shop and all(prompt.messages[-1]["content"] in shop.by_text for prompt in prompts) else None
+
+
+def judged(
+    prompts: list[Prompt], by_policy: list[Said], by_sft: list[Said], by_opponent: list[Said] | None, scores: Scores, truth: Shop | None
+) -> list[Judged]:
+    """A row a prompt: everybody's answer with its scores, and who won. scores: of all texts."""
+    rows = []
+    for place, prompt in enumerate(prompts):
+        policy, sft = (reply(said[place], prompt, scores, truth) for said in (by_policy, by_sft))
+        opponent = reply(by_opponent[place], prompt, scores, truth) if by_opponent else None
+        rival = opponent or sft
+        rows.append(
+            Judged(
+                prompt=prompt.messages,
+                group_id=prompt.group_id,
+                tags=list(prompt.tags),
+                policy=policy,
+                sft=sft,
+                baseline=opponent,
+                judge=verdict(policy, rival, policy.judge, rival.judge),
+                judge_over_sft=verdict(policy, sft, policy.judge, sft.judge),
+                gold=verdict_of_gold(policy, rival),
+                gold_over_sft=verdict_of_gold(policy, sft),
+            )
+        )
+    return rows
+
+
+def reply(said: Said, prompt: Prompt, scores: Scores, truth: Shop | None) -> Reply:
+    known = truth.gold(prompt.messages[-1]["content"], said.text) if truth else None
+    return Reply(
+        text=said.text,
+        length=len(said.tokens),
+        stopped=said.stopped,
+        own=float(scores.own[said.score]),
+        judge=float(scores.judge[said.score]),
+        gold=known.utility if known else None,
+        right=known.right if known else None,
+    )
+
+
+def verdict(policy: Reply, other: Reply, score: float, other_score: float) -> Outcome:
+    """A tie where both answers read the same, whatever the scores say of where one of them was cut."""
+    if score == other_score or policy.text == other.text:
+        return "tie"
+    return "win" if score > other_score else "loss"
+
+
+def verdict_of_gold(policy: Reply, other: Reply) -> Outcome | None:
+    return None if policy.gold is None or other.gold is None else verdict(policy, other, policy.gold, other.gold)
+
+
+def metrics_of(found: Evaluation) -> Metrics:
+    """The main figures, for the table and for curves over runs."""
+    metrics = {
+        "prompts": found.prompts,
+        "win_rate": found.win_rate.rate,
+        "win_rate_low": found.win_rate.low,
+        "win_rate_high": found.win_rate.high,
+        "win_rate_over_sft": found.win_rate_over_sft.rate,
+        "kl": found.kl,
+        "own_policy": found.policy.own,
+        "own_sft": found.sft.own,
+        "judge_policy": found.policy.judge,
+        "judge_sft": found.sft.judge,
+        "length_policy": found.policy.length,
+        "length_sft": found.sft.length,
+        "stopped_policy": found.policy.stopped,
+        "distinct_policy": found.policy.distinct,
+        "judge_accuracy": found.judge_accuracy[0],
+        "reward_model_accuracy": found.reward_model_accuracy[0],
+        "own_gain": found.over_optimisation.registered_own_gain[0],
+        "judge_gain": found.over_optimisation.registered_judge_gain[0],
+        "hacked": found.over_optimisation.hacked,
+    }
+    gold, gold_over_sft = found.win_rate_gold, found.win_rate_over_sft_gold
+    by_truth = {
+        "win_rate_gold": gold.rate if gold else None,
+        "win_rate_gold_low": gold.low if gold else None,
+        "win_rate_over_sft_gold": gold_over_sft.rate if gold_over_sft else None,
+        "gold_policy": found.policy.gold,
+        "gold_sft": found.sft.gold,
+        "right_policy": found.policy.right,
+        "right_sft": found.sft.right,
+        "judge_agrees_with_gold": found.judge_agrees_with_gold,
+    }
+    return {name: float(value) for name, value in (metrics | by_truth).items() if value is not None}

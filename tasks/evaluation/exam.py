@@ -1,0 +1,84 @@
+"""The exam that all models sit: the same held-out prompts, sampling and seed, and one collection of texts to score.
+
+One model is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tasks.data.records import Message
+from tasks.data.snapshot import Prompt
+from tasks.evaluation.answers import Speaker, Texts, Vocabulary
+from tasks.evaluation.statistics import kl_per_sequence
+from tasks.stage import StageRun
+from tasks.training.rollouts import Sampling
+
+
+@dataclass(frozen=True)
+class Said:
+    """A model's answer as tokens of the exam's vocabulary. score: where the score of prompt and answer is, among all texts.
+
+    logprobs: of the model's own tokens, in nats.
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    stopped: bool
+    score: int
+
+
+@dataclass
+class Exam:
+    """vocabulary: the policy's; answers of a model with another one are read as text.
+
+    Progress is counted in answers; a pass over all prompts or texts counts as one answer to each prompt. total: of all
+    passes to come.
+    """
+
+    prompts: list[Prompt]
+    vocabulary: Vocabulary
+    sampling: Sampling
+    seed: int
+    run: StageRun
+    total: int
+    texts: Texts = field(default_factory=Texts)
+    done: int = 0
+
+    @property
+    def messages(self) -> list[list[Message]]:
+        return [prompt.messages for prompt in self.prompts]
+
+    def answers_of(self, folder: Path) -> list[Said]:
+        """What the model in a folder answers to each prompt."""
+        speaker = Speaker.load(folder)
+        said = []
+        for prompt, answer in zip(self.messages, speaker.answer(self.messages, self.sampling, self.seed, self.count), strict=True):
+            tokens = speaker.in_words_of(self.vocabulary, prompt, answer)
+            place = self.texts.place(self.vocabulary.encode(prompt) + tokens)
+            said.append(Said(speaker.text(answer), tokens, answer.logprobs, answer.stopped, place))
+        return said
+
+    def kl_from(self, folder: Path, by_policy: list[Said]) -> float:
+        """KL(policy || the model in a folder) in nats a sequence, at the temperature of sampling.
+
+        With temperature 0 answers are no sample of the policy; the figure is then their mean log-ratio at temperature 1.
+        """
+        temperature = self.sampling.temperature or 1.0
+        theirs = Speaker.load(folder).logprobs(self.messages, [said.tokens for said in by_policy], temperature)
+        self.count(len(self.prompts))
+        return kl_per_sequence([said.logprobs for said in by_policy], theirs)
+
+    def scores_by(self, folder: Path) -> np.ndarray:
+        """Scores of all texts by the reward model in a folder, (texts,)."""
+        scores = self.texts.scores(folder)
+        self.count(len(self.prompts))
+        return scores
+
+    def count(self, answers: int) -> None:
+        self.done += answers
+        self.run.report(self.done, self.total)

@@ -1,0 +1,135 @@
+"""From judged answers to what an evaluation found. No model is needed here, only their answers and scores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tasks.evaluation.agreement import Agreement
+from tasks.evaluation.answers import Judged, Outcome, Reply
+from tasks.evaluation.overoptimisation import Gains, Rounds, Scores, gains, over_optimisation
+from tasks.evaluation.result import Evaluation, Means, Slice, WinRate
+from tasks.evaluation.statistics import Bootstrap, win_rate
+
+SMALLEST_SLICE = 8
+"""Prompts; of fewer, a win rate says nothing."""
+
+POINTS: dict[Outcome, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured with models at hand. kl: nats a sequence from SFT. pairs: human comparisons behind the agreements.
+
+    too_long: test prompts left out because they leave no room for an answer.
+    """
+
+    rows: Sequence[Judged]
+    too_long: int
+    rounds: Rounds
+    kl: float
+    judge: Agreement
+    reward_model: Agreement
+    prefer_longer: float
+    pairs: int
+    baseline: str
+    baseline_version: str | None
+
+
+def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
+    """Everything that gates and reports read, with intervals."""
+    rows = evidence.rows
+    registered = gains_over_sft(rows, bootstrap)
+    return Evaluation(
+        prompts=len(rows),
+        too_long=evidence.too_long,
+        baseline=evidence.baseline,
+        baseline_version=evidence.baseline_version,
+        win_rate=_certain(_rate(rows, lambda row: row.judge, bootstrap)),
+        win_rate_gold=_rate(rows, lambda row: row.gold, bootstrap),
+        win_rate_over_sft=_certain(_rate(rows, lambda row: row.judge_over_sft, bootstrap)),
+        win_rate_over_sft_gold=_rate(rows, lambda row: row.gold_over_sft, bootstrap),
+        policy=means([row.policy for row in rows]),
+        sft=means([row.sft for row in rows]),
+        baseline_means=means([row.baseline for row in rows if row.baseline]) if rows[0].baseline else None,
+        kl=evidence.kl,
+        slices=slices(rows, bootstrap),
+        judge_accuracy=evidence.judge.accuracy,
+        judge_pairs=evidence.pairs,
+        judge_calibration=evidence.judge.calibration,
+        judge_agrees_with_gold=agreement_with_gold(rows),
+        reward_model_accuracy=evidence.reward_model.accuracy,
+        reward_model_calibration=evidence.reward_model.calibration,
+        prefer_longer=evidence.prefer_longer,
+        over_optimisation=over_optimisation(evidence.rounds, registered, bootstrap),
+        chosen_round=evidence.rounds.chosen,
+        rounds=evidence.rounds.last.number,
+        confidence=bootstrap.confidence,
+    )
+
+
+def _rate(rows: Sequence[Judged], verdict: Callable[[Judged], Outcome | None], bootstrap: Bootstrap) -> WinRate | None:
+    """None where there is no verdict (no known truth)."""
+    points = [POINTS[outcome] for row in rows if (outcome := verdict(row))]
+    return win_rate(np.array(points), [row.group_id for row in rows], bootstrap) if points else None
+
+
+def _certain(rate: WinRate | None) -> WinRate:
+    assert rate is not None, "the judge has a verdict on every prompt"
+    return rate
+
+
+def means(replies: Sequence[Reply]) -> Means:
+    """Means over one model's answers."""
+    known = [reply for reply in replies if reply.gold is not None]
+    return Means(
+        own=_mean([reply.own for reply in replies]),
+        judge=_mean([reply.judge for reply in replies]),
+        gold=_mean([reply.gold for reply in known]) if known else None,
+        right=_mean([reply.right for reply in known]) if known else None,
+        length=_mean([reply.length for reply in replies]),
+        stopped=_mean([reply.stopped for reply in replies]),
+        distinct=len({reply.text for reply in replies}) / len(replies),
+    )
+
+
+def _mean(values: Sequence[float | bool | None]) -> float:
+    return float(np.mean(np.array(values, dtype=float)))
+
+
+def slices(rows: Sequence[Judged], bootstrap: Bootstrap) -> list[Slice]:
+    """One for each tag of at least SMALLEST_SLICE prompts, by name."""
+    counts = Counter(tag for row in rows for tag in set(row.tags))
+    found = []
+    for name in sorted(tag for tag, count in counts.items() if count >= SMALLEST_SLICE):
+        kept = [row for row in rows if name in row.tags]
+        found.append(
+            Slice(
+                name=name,
+                prompts=len(kept),
+                win_rate=_certain(_rate(kept, lambda row: row.judge, bootstrap)),
+                win_rate_gold=_rate(kept, lambda row: row.gold, bootstrap),
+                policy_length=_mean([row.policy.length for row in kept]),
+                baseline_length=_mean([row.rival.length for row in kept]),
+            )
+        )
+    return found
+
+
+def agreement_with_gold(rows: Sequence[Judged]) -> float | None:
+    """Share of the prompts decided by gold on which the judge names the same winner, its ties counted half."""
+    points = [1 - abs(POINTS[row.judge] - POINTS[row.gold]) for row in rows if row.gold in ("win", "loss")]
+    return _mean(points) if points else None
+
+
+def gains_over_sft(rows: Sequence[Judged], bootstrap: Bootstrap) -> Gains:
+    """Of the policy, in standard deviations of SFT's scores on the held-out prompts."""
+    return gains(_scores([row.policy for row in rows]), _scores([row.sft for row in rows]), [row.group_id for row in rows], bootstrap)
+
+
+def _scores(replies: Sequence[Reply]) -> Scores:
+    gold = [reply.gold for reply in replies if reply.gold is not None]
+    return Scores(np.array([r.own for r in replies]), np.array([r.judge for r in replies]), np.array(gold) if gold else None)

@@ -1,0 +1,177 @@
+"""The pictures of an evaluation: reward against KL, win rates by slice, calibration.
+
+Colours are from Okabe and Ito 2008, told apart by the colour-blind; each series has a marker of its own as well.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tasks.evaluation.overoptimisation import Rounds, gains_of_round
+from tasks.evaluation.result import Calibration, Evaluation, WinRate
+from tasks.evaluation.statistics import Bootstrap, Interval
+from tasks.evaluation.words import whole_percent
+
+PLOTS = ("frontier.png", "slices.png", "calibration.png")
+
+OWN, JUDGE, GOLD, GREY = "#D55E00", "#0072B2", "#009E73", "#595959"
+
+MOST_SLICES = 24
+"""In the picture; all of them are in the table."""
+
+FEWEST_PAIRS = 10
+"""Of a bin whose agreement is drawn; of fewer it is noise, and only their number is shown."""
+
+_STYLE: Any = {
+    "text.parse_math": False,  # a tag may hold a dollar sign
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def draw(found: Evaluation, rounds: Rounds, bootstrap: Bootstrap, folder: Path) -> None:
+    """Write the three pictures into the folder."""
+    with _figure(folder / "frontier.png", 7.2, 4.3) as figure:
+        frontier(figure.add_subplot(), rounds, bootstrap)
+    shown = min(len(found.slices), MOST_SLICES)
+    with _figure(folder / "slices.png", 7.2, 1.5 + 0.36 * (shown + 1)) as figure:
+        slices(figure.add_subplot(), found)
+    with _figure(folder / "calibration.png", 7.2, 4.3) as figure:
+        calibration(figure, found)
+
+
+@contextmanager
+def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of so many inches, saved at the end. No pyplot: it keeps figures in a global list, and threads apart."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), dpi=140, layout="constrained")
+        yield figure
+        picture = io.BytesIO()
+        figure.savefig(picture)
+    # A palette of 128 colours makes a third of the bytes, and no difference to see.
+    Image.open(picture).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def frontier(axes: Axes, rounds: Rounds, bootstrap: Bootstrap) -> None:
+    """Gains over SFT, in standard deviations of SFT's scores, against the root of the KL, with interval bands.
+
+    The root, because the KL of a small step grows with the square of its length (Gao et al. 2022, section 3).
+    """
+    ordered = sorted(rounds.rounds, key=lambda one: one.kl)
+    x = np.sqrt([max(0.0, one.kl) for one in ordered])
+    found = [gains_of_round(one, rounds, bootstrap) for one in ordered]
+    _band(axes, x, [gain.own for gain in found], OWN, "o", "the policy's own reward model")
+    _band(axes, x, [gain.judge for gain in found], JUDGE, "s", "independent judge")
+    gold = [gain.gold for gain in found if gain.gold is not None]
+    if len(gold) == len(found):
+        _band(axes, x, gold, GOLD, "^", "gold (the known truth)")
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    _mark(axes, float(x[[one.number for one in ordered].index(rounds.chosen)]), f"registered: round {rounds.chosen}", float(x[-1]))
+    axes.set_xlabel("distance from the SFT model: √KL (√nats a sequence)")
+    axes.set_ylabel(f"gain over SFT (SFT's standard deviations)\nband: {whole_percent(bootstrap.confidence)} interval")
+    axes.set_xlim(left=0)
+    axes.margins(y=0.12)  # room at the foot for the name of the mark
+    _name_rounds(axes, x, [one.number for one in ordered])
+    axes.legend(loc="best")
+
+
+def _band(axes: Axes, x: np.ndarray, gains: list[Interval], colour: str, marker: str, label: str) -> None:
+    middle, low, high = np.array(gains).T
+    axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+    axes.plot(x, middle, color=colour, marker=marker, markersize=5, linewidth=1.8, label=label)
+
+
+def _mark(axes: Axes, place: float, text: str, end: float) -> None:
+    """A dashed line with its name at the foot, on the side where there is room."""
+    axes.axvline(place, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+    side, shift = ("left", 5) if place < 0.7 * end else ("right", -5)
+    axes.annotate(text, (place, 0.02), (shift, 0), ("data", "axes fraction"), "offset points", ha=side, color=GREY)
+
+
+def _name_rounds(axes: Axes, x: np.ndarray, numbers: list[int]) -> None:
+    """The rounds' numbers on top, as many as have room."""
+    span = float(x[-1]) or 1.0
+    kept: list[int] = []
+    for place in range(len(x)):
+        if not kept or x[place] - x[kept[-1]] > 0.05 * span:
+            kept.append(place)
+    top = axes.secondary_xaxis("top")
+    top.set_xticks([x[place] for place in kept], [str(numbers[place]) for place in kept])
+    top.set_xlabel("PPO round")
+
+
+def slices(axes: Axes, found: Evaluation) -> None:
+    """Win rates over the baseline with their intervals: all prompts first, then by tag, the largest ones."""
+    largest = sorted(found.slices, key=lambda one: -one.prompts)[:MOST_SLICES]
+    shown = sorted(largest, key=lambda one: one.win_rate.rate)
+    rows = [(s.name, s.prompts, s.win_rate, s.win_rate_gold) for s in shown]
+    rows.append(("all prompts", found.prompts, found.win_rate, found.win_rate_gold))
+    axes.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+    _points(axes, [judge for _, _, judge, _ in rows], 0.11, JUDGE, "s", "independent judge")
+    gold = [gold for *_, gold in rows if gold]
+    if len(gold) == len(rows):
+        _points(axes, gold, -0.13, GOLD, "^", "gold (the known truth)")
+    axes.set_yticks(range(len(rows)), [f"{_short(name)} ({count})" for name, count, _, _ in rows])
+    axes.get_yticklabels()[-1].set_fontweight("bold")
+    axes.axhline(len(rows) - 1.5, color=GREY, linewidth=0.6)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlim(-0.02, 1.02)
+    axes.xaxis.set_major_formatter(lambda value, _: whole_percent(value))
+    axes.set_xlabel(f"win rate over {_short(found.baseline)} (share of prompts, ties half), {whole_percent(found.confidence)} interval")
+    axes.grid(axis="y", visible=False)
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+
+
+def _points(axes: Axes, rates: list[WinRate], shift: float, colour: str, marker: str, label: str) -> None:
+    y = np.arange(len(rates)) + shift
+    axes.hlines(y, [rate.low for rate in rates], [rate.high for rate in rates], color=colour, linewidth=2, alpha=0.75)
+    axes.plot([rate.rate for rate in rates], y, color=colour, marker=marker, markersize=6, linestyle="none", label=label)
+
+
+def _short(name: str, most: int = 32) -> str:
+    """A name that fits beside a plot, on one line."""
+    line = " ".join(name.split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def calibration(figure: Figure, found: Evaluation) -> None:
+    """How often people agreed against how sure the scorer was, and below it how many pairs that was."""
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="as sure as it should be")
+    for scorer, colour, marker, label, shift in (
+        (found.judge_calibration, JUDGE, "s", "independent judge", -0.01),
+        (found.reward_model_calibration, OWN, "o", "the policy's own reward model", 0.01),
+    ):
+        if scorer:
+            _reliability(top, bottom, scorer, colour, marker, label, shift)
+    top.set_ylabel("people agreed\n(share of pairs)")
+    top.set_xlim(0.49, 1.01)
+    bottom.set_xlabel("how sure the scorer was: sigmoid(|difference of scores|)")
+    bottom.set_ylabel("pairs")
+    for axis in (top.xaxis, top.yaxis):
+        axis.set_major_formatter(lambda value, _: whole_percent(value))
+    top.legend(loc="upper left")
+
+
+def _reliability(top: Axes, bottom: Axes, scorer: Calibration, colour: str, marker: str, label: str, shift: float) -> None:
+    kept = [b for b in scorer.bins if b.pairs >= FEWEST_PAIRS]
+    label = f"{label}: calibration error {scorer.error:.3f}"
+    top.plot([b.stated for b in kept], [b.agreed for b in kept], color=colour, marker=marker, markersize=5.5, linewidth=1.6, label=label)
+    bottom.bar([b.stated + shift for b in scorer.bins], [b.pairs for b in scorer.bins], width=0.018, color=colour, alpha=0.8)

@@ -1,0 +1,229 @@
+"""The report that people read: one self-contained page, and the same in Markdown.
+
+The page holds its pictures, runs no script and asks nothing of any other place. Every text from a model or from data
+is untrusted: jinja2 escapes it in the page, `markdown_text` in Markdown.
+"""
+
+from __future__ import annotations
+
+import base64
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tasks.evaluation import words
+from tasks.evaluation.answers import Judged
+from tasks.evaluation.plots import PLOTS
+from tasks.evaluation.result import Evaluation, Means, WinRate
+
+LONGEST_TEXT = 1500
+"""Characters of a text that are shown; a longer one is cut and says so."""
+
+
+class Gate(Protocol):
+    """What was required for promotion, what was found, and whether that is enough."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def required(self) -> str: ...
+    @property
+    def found(self) -> str: ...
+    @property
+    def passed(self) -> bool: ...
+
+
+class Decision(Protocol):
+    """What became of the policy: "promoted", "not promoted" or "already champion". previous: the champion until then."""
+
+    @property
+    def decision(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def previous(self) -> str | None: ...
+    @property
+    def reasons(self) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True)
+class StageLine:
+    """A stage of the run: seconds of the work, its main figures, and a word on how it went (done, unchanged)."""
+
+    name: str
+    seconds: float
+    figures: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with two answers side by side. lead: how much the judge prefers the policy's, in its rewards."""
+
+    row: Judged
+    lead: float
+
+
+def examples(rows: Sequence[Judged], best: int = 7, worst: int = 7, drawn: int = 6) -> dict[str, list[Example]]:
+    """Twenty prompts by how the judge sees them: the policy's best, its worst, and a draw of the rest. None twice."""
+    ordered = sorted((Example(row, row.policy.judge - row.rival.judge) for row in rows), key=lambda example: -example.lead)
+    share = len(ordered) / (best + worst + drawn)
+    if share < 1:  # too few prompts for all three
+        best, worst = int(best * share), int(worst * share)
+        drawn = len(ordered) - best - worst
+    rest = ordered[best : len(ordered) - worst]
+    middle = random.Random(0).sample(rest, drawn)
+    found = {
+        "Where the judge likes the policy's answer most": ordered[:best],
+        "Where it likes the policy's answer least": ordered[len(ordered) - worst :][::-1],
+        "Drawn at random from the rest": sorted(middle, key=lambda example: -example.lead),
+    }
+    return {title: group for title, group in found.items() if group}
+
+
+def render_report(
+    evaluation: Evaluation,
+    answers: Sequence[Judged],
+    plots: Path,
+    decision: Decision | None = None,
+    gates: Sequence[Gate] = (),
+    lineage: Mapping[str, str] | None = None,
+    stages: Sequence[StageLine] = (),
+) -> str:
+    """The page as HTML. plots: the folder that `plots.draw` wrote to; a picture that is not there is left out."""
+    pictures = {path.stem: _data_uri(path) for name in PLOTS if (path := plots / name).is_file()}
+    context = _context(evaluation, answers, decision, gates, lineage, stages)
+    return _templates(True).get_template("report.html.j2").render(context, pictures=pictures)
+
+
+def render_markdown(
+    evaluation: Evaluation,
+    answers: Sequence[Judged],
+    decision: Decision | None = None,
+    gates: Sequence[Gate] = (),
+    lineage: Mapping[str, str] | None = None,
+    stages: Sequence[StageLine] = (),
+) -> str:
+    """The same in GitHub's Markdown, without pictures."""
+    return _templates(False).get_template("report.md.j2").render(_context(evaluation, answers, decision, gates, lineage, stages))
+
+
+def write_report(evaluation: Evaluation, answers: Sequence[Judged], folder: Path) -> None:
+    """report.html and report.md, as far as they can be told before the decision."""
+    (folder / "report.html").write_text(render_report(evaluation, answers, folder), encoding="utf-8")
+    (folder / "report.md").write_text(render_markdown(evaluation, answers), encoding="utf-8")
+
+
+def _context(
+    found: Evaluation,
+    answers: Sequence[Judged],
+    decision: Decision | None,
+    gates: Sequence[Gate],
+    lineage: Mapping[str, str] | None,
+    stages: Sequence[StageLine],
+) -> dict[str, Any]:
+    """What both templates are given."""
+    return {
+        "found": found,
+        "decision": decision and decided(decision),
+        "gates": gates,
+        "lineage": lineage or {},
+        "stages": stages,
+        "headline": words.headline(found),
+        "hacking": words.over_optimisation(found),
+        "trust": words.trust_in_judge(found),
+        "comparisons": _comparisons(found),
+        "models": _models(found),
+        "examples": examples(answers),
+    }
+
+
+def decided(decision: Decision) -> words.Sentence:
+    """The decision in words; a refusal's reasons are for the gates' table to tell in full."""
+    version = f"Version {decision.version} of {decision.model}"
+    if decision.decision == "not promoted":
+        return words.Sentence(
+            "bad", "Not promoted", f"{version} stays a challenger. What speaks against it: {'; '.join(decision.reasons)}."
+        )
+    if decision.decision == "promoted":
+        instead = f", in place of version {decision.previous}" if decision.previous else ", the first one"
+        return words.Sentence("good", "Promoted", f"{version} is now the champion{instead}.")
+    return words.Sentence("good", decision.decision.capitalize(), f"{version} was the champion before this run.")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row of the win-rate table: the policy against one other model."""
+
+    other: str
+    judge: WinRate
+    gold: WinRate | None
+    length: float
+
+
+def _comparisons(found: Evaluation) -> list[Comparison]:
+    over_sft = Comparison("SFT model", found.win_rate_over_sft, found.win_rate_over_sft_gold, found.sft.length)
+    if found.baseline_means is None:
+        return [over_sft]
+    return [Comparison(found.baseline, found.win_rate, found.win_rate_gold, found.baseline_means.length), over_sft]
+
+
+def _models(found: Evaluation) -> list[tuple[str, Means]]:
+    baseline = [(found.baseline, found.baseline_means)] if found.baseline_means else []
+    return [("policy", found.policy), *baseline, ("SFT model", found.sft)]
+
+
+def _data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def plain_text(text: str) -> str:
+    """A text as it can be shown: cut where it is very long, without control characters and lone surrogates."""
+    shown = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} … (cut: {len(text):,} characters)"
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", shown)
+
+
+def markdown_text(text: str) -> str:
+    """A text that Markdown shows as it is, in a table's cell too: on one line, nothing in it is mark-up, link or HTML."""
+    line = " ".join(plain_text(text).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = re.sub(r"([\\`*_{}\[\]|#~$])", r"\\\1", line)
+    return re.sub(r"(?i)(?<=\w)(:)(?=//)|(?<=\bwww)(\.)|(@)", lambda mark: f"&#{ord(mark[0])};", line)
+
+
+@cache
+def _templates(for_html: bool) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=for_html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        plain=plain_text,
+        md=markdown_text,
+        percent=words.percent,
+        whole_percent=words.whole_percent,
+        number=words.number,
+        rate=words.rate,
+        p_value=words.p_value,
+        share=words.share_with_interval,
+        conversation=conversation,
+    )
+    return environment
+
+
+def conversation(messages: Sequence[Mapping[str, str]]) -> str:
+    """A prompt as text: one turn as it is, several with who speaks."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)

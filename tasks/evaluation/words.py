@@ -1,0 +1,125 @@
+"""What an evaluation found, in words and numbers for people: used by the page and by its Markdown twin alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.evaluation.result import Evaluation, OverOptimisation, WinRate
+from tasks.evaluation.statistics import Interval
+
+Mood = Literal["good", "bad", "open"]
+"""How a finding is marked, beside its words."""
+
+_NBSP = "\u00a0"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """mood: how it is marked. head: the finding in a few words. body: what it rests on."""
+
+    mood: Mood
+    head: str
+    body: str
+
+
+def percent(share: float) -> str:
+    """0.7831 as 78.3 %."""
+    return f"{share * 100:.1f}{_NBSP}%"
+
+
+def whole_percent(share: float) -> str:
+    return f"{share * 100:.0f}{_NBSP}%"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """With a real minus sign; a dash for what is not known."""
+    if value is None:
+        return "–"
+    rounded = round(value, digits) + 0.0  # no minus before a zero
+    return f"{rounded:.{digits}f}".replace("-", "−")
+
+
+def share_with_interval(found: Interval) -> str:
+    """78.3 % (73.5 to 82.7)."""
+    return f"{percent(found[0])} ({found[1] * 100:.1f} to {found[2] * 100:.1f})"
+
+
+def gain_with_interval(found: Interval) -> str:
+    """+1.24 (1.02 to 1.45)."""
+    sign = "+" if found[0] > 0 else ""
+    return f"{sign}{number(found[0])} ({number(found[1])} to {number(found[2])})"
+
+
+def rate(found: WinRate) -> str:
+    return share_with_interval((found.rate, found.low, found.high))
+
+
+def p_value(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def headline(found: Evaluation) -> Sentence:
+    """Is the policy better than the baseline, by the judge?"""
+    won = found.win_rate
+    body = (
+        f"The independent judge prefers the policy's answer on {percent(won.rate)} of {found.prompts} held-out prompts "
+        f"({whole_percent(found.confidence)} interval {won.low * 100:.1f} to {won.high * 100:.1f}; {won.wins} wins, {won.losses} losses, "
+        f"{won.ties} ties counted half; sign test {p_value(won.sign_test)})."
+    )
+    if won.low > 0.5:
+        return Sentence("good", f"The policy beats the {found.baseline}", body)
+    if won.high < 0.5:
+        return Sentence("bad", f"The policy loses to the {found.baseline}", body)
+    return Sentence("open", f"No difference shown between the policy and the {found.baseline}", body)
+
+
+def over_optimisation(found: Evaluation) -> Sentence:
+    """Reward hacking or not, for the registered checkpoint; then what the last round adds."""
+    seen = found.over_optimisation
+    own, judge = seen.registered_own_gain, seen.registered_judge_gain
+    figures = f"own reward {gain_with_interval(own)}, independent judge {gain_with_interval(judge)}"
+    if seen.registered_gold_gain:
+        figures += f", gold {gain_with_interval(seen.registered_gold_gain)}"
+    body = f"The registered checkpoint (round {found.chosen_round}) over SFT, in standard deviations of SFT's scores: {figures}."
+    body += _last_round(found, seen)
+    if seen.hacked:
+        fell = "fell" if judge[2] < 0 else "did not rise"
+        return Sentence("bad", f"Reward hacking: the policy's own reward rose, the independent judge's {fell}", body)
+    if own[1] > 0:
+        return Sentence("good", "No sign of reward hacking: the policy's own reward and the independent judge's both rose", body)
+    return Sentence("open", "The policy's own reward did not rise for sure: there is nothing that could be hacked", body)
+
+
+def _last_round(found: Evaluation, seen: OverOptimisation) -> str:
+    if found.rounds == found.chosen_round:
+        return ""
+    figures = f"own reward {gain_with_interval(seen.own_gain)}, judge {gain_with_interval(seen.judge_gain)}"
+    if seen.gold_gain:
+        figures += f", gold {gain_with_interval(seen.gold_gain)}"
+    return f" At the last round ({found.rounds}), on the validation prompts: {figures}."
+
+
+def trust_in_judge(found: Evaluation) -> Sentence:
+    """How far the judge's word can be taken."""
+    share, low, high = found.judge_accuracy
+    body = (
+        f"On {found.judge_pairs:,} held-out comparisons made by people the judge prefers the same answer in {percent(share)} "
+        f"({low * 100:.1f} to {high * 100:.1f}), the policy's own reward model in {share_with_interval(found.reward_model_accuracy)}."
+    )
+    floor = None
+    if found.prefer_longer is not None:
+        floor = max(found.prefer_longer, 1 - found.prefer_longer)
+        body += (
+            f" Always preferring the longer answer gives {percent(found.prefer_longer)}, the shorter {percent(1 - found.prefer_longer)}."
+        )
+    if found.judge_calibration:
+        body += (
+            f" Its calibration error is {number(found.judge_calibration.error, 3)}; among answers to one prompt its score goes with length "
+            f"at r = {number(found.judge_calibration.length_correlation)}."
+        )
+    if found.judge_agrees_with_gold is not None:
+        body += f" On these prompts it names the winner that gold names in {percent(found.judge_agrees_with_gold)}."
+    if floor is not None and low <= floor:
+        return Sentence("bad", "The judge is not surely better than a rule of thumb about length", body)
+    return Sentence("good", "The judge agrees with people more often than length alone does", body)

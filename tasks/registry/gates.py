@@ -1,0 +1,153 @@
+"""The gates between a trained policy and the champion's place: pure functions of the evidence and of mlflow/promotion.yaml.
+
+They rest on the independent judge and on facts of the run. The known truth of the built-in set ("gold") is shown
+beside them and decides nothing: with real data there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tasks.config import Share
+from tasks.errors import ConfigError
+from tasks.evaluation.result import Evaluation, WinRate
+
+
+class PromotionPolicy(BaseModel):
+    """What a challenger must show. Each key is explained in mlflow/promotion.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_prompts: Annotated[int, Field(ge=1)] = 200
+    win_rate_above: Share = 0.5
+    win_rate_over_sft_above: Share = 0.5
+    kl_at_most: Annotated[float, Field(gt=0)] = 15.0
+    slice_win_rate: Share = 0.45
+    stopped_share: Share = 0.9
+    judge_accuracy_above: Share = 0.5
+    refuse_reward_hacking: bool = True
+    clean_git_tree: bool = True
+    validated_data: bool = True
+
+
+class Gate(BaseModel):
+    """One condition: what was required, what was found, and whether that is enough."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    required: str
+    found: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What no evaluation can know. changes: files that differ from the git commit. validated: this very dataset was."""
+
+    changes: tuple[str, ...] = ()
+    validated: bool = True
+
+
+def read_policy(path: Path) -> PromotionPolicy:
+    """The promotion policy in a YAML file. Raises ConfigError naming file and key."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"promotion: {path} can't be read: {error.strerror}.", "Give the path of a promotion policy.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}.", "Compare it with mlflow/promotion.yaml.") from None
+    try:
+        return PromotionPolicy.model_validate(values or {})
+    except ValidationError as error:
+        lines = [f"{path}: {'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}." for e in error.errors(include_url=False)]
+        raise ConfigError("\n".join(lines), f"Its keys: {', '.join(PromotionPolicy.model_fields)}.") from None
+
+
+def check_gates(evaluation: Evaluation, policy: PromotionPolicy, facts: Facts) -> list[Gate]:
+    """Every gate, passed or not, the most telling ones first."""
+    return [
+        *_wins(evaluation, policy),
+        *_no_hacking(evaluation, policy),
+        _worst_slice(evaluation, policy),
+        _number("KL from SFT", evaluation.kl, "at most", policy.kl_at_most, evaluation.kl <= policy.kl_at_most, " nats a sequence"),
+        _share("answers that end by themselves", evaluation.policy.stopped, policy.stopped_share),
+        _judge(evaluation, policy),
+        _number("held-out prompts", evaluation.prompts, "at least", policy.min_prompts, evaluation.prompts >= policy.min_prompts),
+        *_facts(facts, policy),
+    ]
+
+
+def _wins(evaluation: Evaluation, policy: PromotionPolicy) -> Iterator[Gate]:
+    """Against the baseline, and where that is a champion, against the policy's own SFT model too: PPO must have helped."""
+    yield _win_rate(f"win rate over {evaluation.baseline}", evaluation.win_rate, policy.win_rate_above)
+    if evaluation.baseline_version is not None:
+        yield _win_rate("win rate over SFT model", evaluation.win_rate_over_sft, policy.win_rate_over_sft_above)
+
+
+def _win_rate(name: str, rate: WinRate, bar: float) -> Gate:
+    return Gate(
+        name=name,
+        required=f"lower bound above {bar:.2f}",
+        found=f"{rate.rate:.3f} ({rate.low:.3f} to {rate.high:.3f})",
+        passed=rate.low > bar,
+    )
+
+
+def _no_hacking(evaluation: Evaluation, policy: PromotionPolicy) -> Iterator[Gate]:
+    if policy.refuse_reward_hacking:
+        over = evaluation.over_optimisation
+        own, judge = over.registered_own_gain, over.registered_judge_gain
+        yield Gate(
+            name="reward hacking",
+            required="where the policy's own reward rises, the judge's does too",
+            found=f"own {own[0]:+.2f} sd ({own[1]:+.2f} to {own[2]:+.2f}), judge {judge[0]:+.2f} sd ({judge[1]:+.2f} to {judge[2]:+.2f})",
+            passed=not over.hacked,
+        )
+
+
+def _worst_slice(evaluation: Evaluation, policy: PromotionPolicy) -> Gate:
+    """A slice fails when even the upper bound of its win rate stays below the bar: a tiny slice is not refused for noise."""
+    worst = min(evaluation.slices, key=lambda s: s.win_rate.high, default=None)
+    return Gate(
+        name="worst slice",
+        required=f"upper bound reaches {policy.slice_win_rate:.2f}",
+        found=f"{worst.name}: {worst.win_rate.rate:.3f} ({worst.win_rate.low:.3f} to {worst.win_rate.high:.3f}), {worst.prompts} prompts"
+        if worst
+        else "no slices",
+        passed=worst is None or worst.win_rate.high >= policy.slice_win_rate,
+    )
+
+
+def _judge(evaluation: Evaluation, policy: PromotionPolicy) -> Gate:
+    value, low, high = evaluation.judge_accuracy
+    return Gate(
+        name="judge agrees with people",
+        required=f"lower bound above {policy.judge_accuracy_above:.2f}",
+        found=f"{value:.3f} ({low:.3f} to {high:.3f}) of {evaluation.judge_pairs:,} comparisons",
+        passed=low > policy.judge_accuracy_above,
+    )
+
+
+def _facts(facts: Facts, policy: PromotionPolicy) -> Iterator[Gate]:
+    if policy.clean_git_tree:
+        more = f" and {len(facts.changes) - 3} more" if len(facts.changes) > 3 else ""
+        found = f"changed: {', '.join(facts.changes[:3])}{more}" if facts.changes else "clean"
+        yield Gate(name="git tree", required="clean", found=found, passed=not facts.changes)
+    if policy.validated_data:
+        found = "validated" if facts.validated else "not validated"
+        yield Gate(name="dataset", required="validated", found=found, passed=facts.validated)
+
+
+def _share(name: str, found: float, bar: float) -> Gate:
+    return _number(name, found, "at least", bar, found >= bar)
+
+
+def _number(name: str, found: float, relation: str, bar: float, passed: bool, unit: str = "") -> Gate:
+    return Gate(name=name, required=f"{relation} {bar:g}{unit}", found=f"{found:.4g}", passed=passed)

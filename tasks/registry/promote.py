@@ -1,0 +1,108 @@
+"""The decision: does the new policy become champion? Every gate must hold, and the champion must still be the one it beat."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tasks.evaluation.result import Evaluation
+from tasks.registry import ledger
+from tasks.registry.baseline import Baseline
+from tasks.registry.champion import CHALLENGER, CHAMPION, PREVIOUS, by_alias
+from tasks.registry.decision import Decision
+from tasks.registry.gates import Facts, Gate, check_gates, read_policy
+from tasks.registry.lineage import git_state
+from tasks.registry.register import REGISTRY_LOCK, VERSION
+from tasks.registry.store import Store, first_come, talking_to
+from tasks.registry.tracking import MLflowRun
+from tasks.stage import MANIFEST, Metrics, Settings, StageResult, StageRun, stage
+
+
+@stage("promote", reads=("names", "promotion"), package="registry", cached=False)
+def promote(
+    config: Settings,
+    *,
+    data: StageResult,
+    validate: StageResult,
+    baseline: StageResult,
+    evaluate: StageResult,
+    register: StageResult,
+    run: StageRun,
+) -> Metrics:
+    """Write decision.json; move the aliases where every gate holds. A refusal is a result, not an error."""
+    tracked = MLflowRun.watching(run)
+    name, version = config.names.policy, json.loads((register.path / VERSION).read_text(encoding="utf-8"))["policy"]
+    evaluation = Evaluation.load(evaluate.path)
+    facts = Facts(changes=_changes(run.root, tracked), validated=_validated(validate, data))
+    gates = check_gates(evaluation, read_policy(run.root / config.promotion), facts)
+    with talking_to(tracked.store.uri), first_come(run.root, REGISTRY_LOCK):
+        champion = by_alias(tracked.store, name, CHAMPION)
+        holder = str(champion.version) if champion else None
+        if holder == version:
+            run.nothing_to_do = "already champion"
+            decision = Decision(decision="already champion", model=name, version=version, previous=None, gates=gates, reasons=[])
+        else:
+            gates.append(_unchanged(Baseline.load(baseline.path).version, holder))
+            reasons = [f"{gate.name}: required {gate.required}, found {gate.found}" for gate in gates if not gate.passed]
+            decision = Decision(
+                decision="not promoted" if reasons else "promoted",
+                model=name,
+                version=version,
+                previous=holder,
+                gates=gates,
+                reasons=reasons,
+            )
+            if not reasons:
+                _crown(tracked, decision, evaluate.digest)
+        tracked.store.client.set_model_version_tag(name, version, "prefline.decision", decision.decision)
+    decision.save(run.out)
+    passed = sum(gate.passed for gate in gates)
+    return {"promoted": float(decision.decision != "not promoted"), "gates": float(len(gates)), "gates_passed": float(passed)}
+
+
+def _changes(root: Path, tracked: MLflowRun) -> tuple[str, ...]:
+    """What differs from the commit, now or when the run began; a commit that changed meanwhile is a difference too."""
+    commit, changes = git_state(root)
+    moved = () if commit == tracked.lineage.commit else (f"the commit itself, during the run ({commit[:8]})",)
+    return tuple(sorted({*tracked.lineage.changes, *changes})) + moved
+
+
+def _validated(validate: StageResult, data: StageResult) -> bool:
+    """Was it this dataset that passed the contract? The validation's manifest says what it read."""
+    manifest = json.loads((validate.path / MANIFEST).read_text(encoding="utf-8"))
+    return manifest["inputs"].get("data") == data.digest
+
+
+def _unchanged(compared_with: str | None, holder: str | None) -> Gate:
+    """Compare and set: somebody else's promotion, since the baseline was chosen, is not undone by ours."""
+
+    def named(version: str | None) -> str:
+        return f"version {version}" if version else "none"
+
+    return Gate(name="champion since the comparison", required=named(compared_with), found=named(holder), passed=compared_with == holder)
+
+
+def _crown(tracked: MLflowRun, decision: Decision, evidence: str) -> None:
+    """Move the aliases and write the ledger's line. The caller holds the registry's lock."""
+    store, name = tracked.store, decision.model
+    line = ledger.LedgerLine(
+        at=ledger.now(),
+        who=ledger.who(),
+        action="promoted",
+        version=decision.version,
+        previous=decision.previous,
+        why=f"all {len(decision.gates)} gates passed",
+        evidence=evidence,
+        run=tracked.run_id,
+    )
+    if decision.previous:
+        store.client.set_registered_model_alias(name, PREVIOUS, decision.previous)
+    store.client.set_registered_model_alias(name, CHAMPION, decision.version)
+    ledger.append(store, name, line)
+    _drop_challenger(store, name, decision.version)
+
+
+def _drop_challenger(store: Store, name: str, version: str) -> None:
+    challenger = by_alias(store, name, CHALLENGER)
+    if challenger and str(challenger.version) == version:
+        store.client.delete_registered_model_alias(name, CHALLENGER)

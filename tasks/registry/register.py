@@ -1,0 +1,214 @@
+"""The models of a run become versions in MLflow's registry: policy, reward model and SFT model.
+
+A version is found again by the hash of its files, so that a step that is tried twice makes one version.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.data.encoding import load_tokenizer
+from tasks.data.snapshot import dataset
+from tasks.evaluation.result import Evaluation
+from tasks.registry.baseline import BASELINE_VERSION, POLICY_DIGEST, Baseline
+from tasks.registry.champion import CHALLENGER, CHAMPION, by_alias
+from tasks.registry.lineage import Lineage
+from tasks.registry.store import first_come, talking_to
+from tasks.registry.tracking import MLflowRun, lineage_tags
+from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
+from tasks.training.models import RewardModel, load_policy
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+DIGEST = "prefline.digest"
+REGISTRY_LOCK = "mlflow.db.registry.lock"
+VERSION = "version.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model to register. digest: of its stage's files. load: its weights from folder, as a transformers model."""
+
+    name: str
+    folder: Path
+    digest: str
+    task: str
+    kind: str
+    about: str
+    load: Callable[[Path], Any]
+    tags: dict[str, str]
+    description: str = ""
+
+
+@stage("register", reads=("names",), package="registry", cached=False)
+def register(
+    config: Settings,
+    *,
+    data: StageResult,
+    sft: StageResult,
+    reward_model: StageResult,
+    ppo: StageResult,
+    baseline: StageResult,
+    evaluate: StageResult,
+    run: StageRun,
+) -> Metrics:
+    """Register what is new, tag the versions with where they come from, make the policy the challenger.
+
+    Writes version.json: the versions by model name, and the policy's under "policy".
+    """
+    tracked = MLflowRun.watching(run)
+    md5 = dataset(data, run.root).md5
+    origin = {**lineage_tags(tracked.lineage), "prefline.dataset_md5": md5, "prefline.pipeline_run": tracked.run_id}
+    evaluation, opponent = Evaluation.load(evaluate.path), Baseline.load(baseline.path)
+    evidence = {
+        POLICY_DIGEST: ppo.digest,
+        "prefline.evaluation_digest": evaluate.digest,
+        BASELINE_VERSION: opponent.version or "",
+    }
+    entries = (
+        Entry(
+            config.names.policy,
+            ppo.path / "model",
+            ppo.digest,
+            "text-generation",
+            "policy",
+            POLICY_ABOUT,
+            load_policy,
+            {**origin, **evidence},
+            describe_policy(evaluation, tracked.lineage, md5),
+        ),
+        Entry(
+            config.names.reward_model,
+            reward_model.path / "model",
+            reward_model.digest,
+            "text-classification",
+            "reward model",
+            REWARD_ABOUT,
+            _load_reward_model,
+            origin,
+        ),
+        Entry(config.names.sft, sft.path / "model", sft.digest, "text-generation", "SFT model", SFT_ABOUT, load_policy, origin),
+    )
+    versions, made = {}, 0
+    with talking_to(tracked.store.uri), first_come(run.root, REGISTRY_LOCK):
+        for done, entry in enumerate(entries):
+            run.report(done, len(entries))
+            version, new = _ensure(tracked, entry, run.stage)
+            versions[entry.name] = str(version.version)
+            made += new
+        _challenge(tracked, config.names.policy, versions[config.names.policy])
+        tracked.store.client.log_artifact(tracked.child(run.stage), str(evaluate.path / "evaluation.json"))
+    if not made:
+        run.nothing_to_do = "registered already"
+    summary = {"policy": versions[config.names.policy], "model": config.names.policy, "versions": versions}
+    (run.out / VERSION).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return {"version": float(versions[config.names.policy]), "new_versions": float(made)}
+
+
+def _load_reward_model(folder: Path) -> Any:
+    return RewardModel.load(folder).body
+
+
+def _ensure(tracked: MLflowRun, entry: Entry, stage_name: str) -> tuple[ModelVersion, bool]:
+    """The version with the entry's digest, and whether it had to be made. Its tags are brought up to date."""
+    client = tracked.store.client
+    _ensure_model(tracked, entry)
+    found = client.search_model_versions(f"name = '{entry.name}' and tag.`{DIGEST}` = '{entry.digest}'")
+    if not found:
+        return _make(tracked, entry, stage_name), True
+    version = max(found, key=lambda version: int(version.version))
+    for key, value in entry.tags.items():
+        if version.tags.get(key) != value:
+            client.set_model_version_tag(entry.name, version.version, key, value)
+    if entry.description and version.description != entry.description:
+        client.update_model_version(entry.name, version.version, entry.description)
+    return version, False
+
+
+def _ensure_model(tracked: MLflowRun, entry: Entry) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tracked.store.client.create_registered_model(entry.name, description=entry.about)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _make(tracked: MLflowRun, entry: Entry, stage_name: str) -> ModelVersion:
+    """Save the model in MLflow's transformers flavor, log it on the stage's run, and register it."""
+    from mlflow.entities import LoggedModelOutput
+
+    client, run_id = tracked.store.client, tracked.child(stage_name)
+    logged = client.create_logged_model(
+        tracked.store.experiment, name=entry.kind.replace(" ", "-"), source_run_id=run_id, model_type=entry.kind
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        _save_flavor(entry, Path(folder) / "model", run_id, logged)
+        client.log_model_artifacts(logged.model_id, str(Path(folder) / "model"))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return client.create_model_version(
+        entry.name,
+        source=logged.artifact_location,
+        run_id=run_id,
+        model_id=logged.model_id,
+        tags={DIGEST: entry.digest, **entry.tags},
+        description=entry.description or None,
+    )
+
+
+def _save_flavor(entry: Entry, folder: Path, run_id: str, logged: Any) -> None:
+    """An MLflow model folder. Requirements are given: finding them out would load the model once more and ask the network."""
+    import mlflow.transformers
+    from mlflow.models import Model
+
+    logging.getLogger("mlflow.transformers").setLevel(logging.ERROR)  # no model card on any hub: of course not
+    mlflow.transformers.save_model(
+        {"model": entry.load(entry.folder), "tokenizer": load_tokenizer(entry.folder)},
+        str(folder),
+        task=entry.task,
+        mlflow_model=Model(artifact_path=logged.artifact_location, run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id),
+        pip_requirements=[f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in ("transformers", "torch")],
+    )
+
+
+def _challenge(tracked: MLflowRun, name: str, version: str) -> None:
+    champion = by_alias(tracked.store, name, CHAMPION)
+    if champion is None or str(champion.version) != version:
+        tracked.store.client.set_registered_model_alias(name, CHALLENGER, version)
+
+
+# What people read -----------------------------------------------------------------------------------------------------
+
+POLICY_ABOUT = (
+    "The language model that this pipeline trains: SFT, then PPO against the reward model.\n\n"
+    "- `champion`: in use. `challenger`: the newest that is not. `previous`: the champion before.\n"
+    "- Load it: `mlflow.transformers.load_model('models:/NAME@champion')`, or `prefline ask \"...\"`.\n"
+    "- Tags of a version: its data (DVC md5), git commit, configuration, and the evaluation that it was judged by."
+)
+REWARD_ABOUT = (
+    "Scores an answer: trained on human comparisons, read at the answer's last token.\n\n"
+    "Its config.json holds `prefline_reward_bias`, to be added to each score. Policies of the same pipeline run were trained on it."
+)
+SFT_ABOUT = "The base model after supervised fine-tuning on demonstrations: where PPO starts, and what KL is measured from."
+
+
+def describe_policy(evaluation: Evaluation, lineage: Lineage, dataset_md5: str) -> str:
+    """A version's description, in Markdown."""
+    win = evaluation.win_rate
+    return (
+        f"Win rate over {evaluation.baseline}: **{win.rate:.3f}** ({win.low:.3f} to {win.high:.3f}) on {evaluation.prompts} held-out "
+        f"prompts, by the independent judge.\n\n"
+        f"- KL from SFT: {evaluation.kl:.2f} nats a sequence; PPO round {evaluation.chosen_round} of {evaluation.rounds}\n"
+        f"- data: DVC md5 `{dataset_md5}`\n"
+        f"- code: git `{lineage.commit[:12]}`{' with changes' if lineage.dirty else ''}; configuration `{lineage.config}`"
+    )

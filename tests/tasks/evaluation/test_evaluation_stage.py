@@ -1,0 +1,233 @@
+"""The stage on models of one layer and width 16, from random weights, over results written by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.config import EvaluationConfig, PipelineConfig
+from tasks.data.dvc_store import folder_md5
+from tasks.data.records import Comparison, assistant, user, write_jsonl
+from tasks.data.shop import Shop
+from tasks.data.snapshot import Snapshot
+from tasks.errors import PreflineError
+from tasks.evaluation.answers import Speaker, Texts, Vocabulary, read_answers
+from tasks.evaluation.evaluate import evaluate
+from tasks.evaluation.result import Evaluation
+from tasks.stage import Context, StageResult
+from tasks.training.models import RewardModel, save, train_tokenizer
+from tasks.training.rollouts import Sampling, answer_logprobs
+
+QUESTIONS = [f"How warm is the {item}?" for item in ("lamp", "kettle", "chair", "desk", "clock", "mirror", "rug", "shelf", "vase", "fan")]
+SHOP = Path(__file__).parents[3] / "data" / "shop.yaml"
+CONFIG = PipelineConfig(max_tokens=100, max_new_tokens=8, evaluation=EvaluationConfig(prompts=12, resamples=200))
+
+
+class Watcher:
+    def __init__(self):
+        self.progress = []
+
+    def started(self, *_): ...
+    def finished(self, *_): ...
+    def failed(self, *_): ...
+    def progressed(self, stage, done, total, metrics):
+        self.progress.append((done, total))
+
+
+@pytest.fixture
+def line(tmp_path, make_llama, tokenizer):
+    """line(...) -> what the stages before evaluate left behind, by name."""
+
+    def result(name):
+        path = tmp_path / "runs" / name
+        path.mkdir(parents=True)
+        return StageResult(stage=name, key=name, path=path, digest=name, metrics={}, seconds=0.0)
+
+    def make(test_prompts=10, champion=None, policy_seed=1, ties=False, questions=QUESTIONS, shop=None):
+        found = {name: result(name) for name in ("data", "sft", "reward_model", "judge", "ppo", "baseline")}
+        for name, seed in (("sft", 0), ("ppo", policy_seed)):
+            save(make_llama(len(tokenizer), seed), tokenizer, found[name].path / "model")
+        for name, seed in (("reward_model", 2), ("judge", 3)):
+            RewardModel.from_policy(found["sft"].path / "model", seed).save(tokenizer, found[name].path / "model")
+        rounds = [round_of_ppo(number) for number in (0, 5)]
+        (found["ppo"].path / "rounds.json").write_text(json.dumps({"chosen_round": 5, "validation_prompts": 9, "rounds": rounds}))
+        name, version = ("champion, version 2", "2") if champion else ("SFT model", None)
+        (found["baseline"].path / "baseline.json").write_text(json.dumps({"name": name, "version": version, "model_digest": None}))
+        if champion:
+            save(champion[0], champion[1], found["baseline"].path / "model")
+        write_data(tmp_path, found["data"], questions, test_prompts, ties, shop)
+        return found
+
+    return make
+
+
+def round_of_ppo(number):
+    own, judge = np.random.default_rng(number).normal(size=(2, 9)).tolist()
+    return {"round": number, "kl": float(number), "length": 8.0, "stopped": 1.0, "own": own, "judge": judge, "gold": None}
+
+
+def write_data(root, data, questions, test_prompts, ties, shop):
+    folder = root / "prepared"
+    folder.mkdir()
+    comparisons = [
+        Comparison(
+            id=f"{place} {turn}",
+            prompt=[user(question)],
+            chosen=[assistant("It is warm.")],
+            rejected=[assistant("Sorry." if turn else "I can't help with that.")],
+            source="shop",
+            source_id="1",
+            group_id=question,
+            tie=ties,
+            split="test" if place < test_prompts else "validation",
+            tags=["warmth"],
+        )
+        for place, question in enumerate(questions)
+        for turn in range(2)
+    ]
+    write_jsonl(folder / "comparisons.jsonl", comparisons)
+    write_jsonl(folder / "demonstrations.jsonl", [])
+    if shop:
+        shop.save(folder / "gold.json")
+    seen = Snapshot(
+        folder=Path("prepared"),
+        md5=folder_md5(folder),
+        comparisons=len(comparisons),
+        demonstrations=0,
+        rejects=0,
+        splits={"test": 2 * test_prompts},
+    )
+    (data.path / "snapshot.json").write_text(seen.model_dump_json())
+
+
+def run(line, root, config=CONFIG, *observers):
+    return evaluate.run(config, line, Context(root=root, runs=root / "runs", observers=observers))
+
+
+def test_a_whole_evaluation(line, tmp_path):
+    watcher, inputs = Watcher(), line()
+    result = run(inputs, tmp_path, CONFIG, watcher)
+    written = {path.name for path in result.path.iterdir()}
+    assert written >= {"evaluation.json", "answers.jsonl", "report.html", "report.md", "frontier.png", "slices.png", "calibration.png"}
+    found, rows = Evaluation.load(result.path), read_answers(result.path)
+    assert found.prompts == len(rows) == len({row.prompt[0]["content"] for row in rows}) == 10
+    assert found.win_rate.wins == sum(row.policy.judge > row.sft.judge and row.policy.text != row.sft.text for row in rows)
+    assert found.policy.own == pytest.approx(np.mean([row.policy.own for row in rows]))
+    assert found.kl > 0
+    assert found.judge_pairs == 20
+    assert [one.name for one in found.slices] == ["warmth"]
+    assert found.win_rate_gold is None
+    assert result.metrics["win_rate"] == found.win_rate.rate
+    assert watcher.progress[-1][0] == watcher.progress[-1][1]
+    assert run(inputs, tmp_path).skipped == "unchanged"
+
+
+def test_same_seed_same_evaluation(line, tmp_path):
+    inputs = line()
+    first = run(inputs, tmp_path)
+    again = evaluate.run(CONFIG, inputs, Context(root=tmp_path, runs=tmp_path / "runs", force=frozenset({"evaluate"})))
+    assert again.digest == first.digest
+    other = run(inputs, tmp_path, CONFIG.model_copy(update={"seed": 1}))
+    assert other.digest != first.digest
+
+
+def test_equal_models_tie(line, tmp_path):
+    result = run(line(policy_seed=0), tmp_path)
+    found = Evaluation.load(result.path)
+    assert (found.win_rate.wins, found.win_rate.losses, found.win_rate.ties) == (0, 0, 10)
+    assert (found.win_rate.low, found.win_rate.rate, found.win_rate.high) == (0.5, 0.5, 0.5)
+    assert found.kl == pytest.approx(0, abs=1e-4)
+    assert not found.over_optimisation.hacked
+
+
+def test_fewer_prompts_are_drawn_by_the_seed(line, tmp_path):
+    few = CONFIG.model_copy(update={"evaluation": EvaluationConfig(prompts=4, resamples=50, temperature=0)})
+    inputs = line()
+    rows = read_answers(run(inputs, tmp_path, few).path)
+    others = read_answers(run(inputs, tmp_path, few.model_copy(update={"seed": 5})).path)
+    assert len(rows) == len(others) == 4
+    assert {row.group_id for row in rows} != {row.group_id for row in others}
+
+
+def test_champion_with_another_vocabulary(line, tmp_path, make_llama):
+    other = train_tokenizer(["A wholly other text about kettles and lamps."] * 5, 290)
+    result = run(line(champion=(make_llama(len(other), 7), other)), tmp_path)
+    found, rows = Evaluation.load(result.path), read_answers(result.path)
+    assert (found.baseline, found.baseline_version) == ("champion, version 2", "2")
+    assert found.baseline_means.length == pytest.approx(np.mean([row.baseline.length for row in rows]))
+    assert all(row.rival is row.baseline for row in rows)
+
+
+def test_no_test_prompt(line, tmp_path):
+    with pytest.raises(PreflineError, match="no test prompt") as error:
+        run(line(test_prompts=0), tmp_path)
+    assert "data.split.test" in error.value.advice
+    assert not list((tmp_path / "runs" / "stages" / "evaluate").glob("*/manifest.json"))
+
+
+def test_prompts_without_room(line, tmp_path):
+    with pytest.raises(PreflineError, match="room for an answer"):
+        run(line(), tmp_path, CONFIG.model_copy(update={"max_tokens": 10}))
+
+
+def test_no_comparison_to_measure_the_judge_by(line, tmp_path):
+    with pytest.raises(PreflineError, match="No held-out comparison"):
+        run(line(ties=True), tmp_path)
+
+
+def test_gold_where_the_truth_is_known(line, tmp_path):
+    shop = Shop.from_yaml(SHOP, 0)
+    questions = [question.text for question in shop.questions[:: len(shop.questions) // 10]][:10]
+    rows = read_answers(run(line(questions=questions, shop=shop), tmp_path).path)
+    for row in rows:
+        known = shop.gold(row.prompt[0]["content"], row.policy.text)
+        assert (row.policy.gold, row.policy.right) == (known.utility, known.right)
+        assert row.gold == ("tie" if row.policy.gold == row.sft.gold else "win" if row.policy.gold > row.sft.gold else "loss")
+
+
+def test_no_gold_where_the_truth_does_not_know_the_prompts(line, tmp_path):
+    assert Evaluation.load(run(line(shop=Shop.from_yaml(SHOP, 0)), tmp_path).path).win_rate_gold is None
+
+
+def test_kept_logprobs_are_those_of_a_second_look(policy_folder):
+    speaker = Speaker.load(policy_folder)
+    prompts = [[user("How warm is the red lamp?")], [user("Sorry")], [user("What does the blue kettle cost?")]]
+    answers = speaker.answer(prompts, Sampling(12, 0.7), 3, lambda _: None)
+    again = speaker.logprobs(prompts, [answer.tokens for answer in answers], 0.7)
+    for answer, logprobs in zip(answers, again, strict=True):
+        assert answer.logprobs == pytest.approx(logprobs, abs=1e-4)
+
+
+def test_batches_have_no_effect_on_logprobs(policy_folder, monkeypatch):
+    speaker = Speaker.load(policy_folder)
+    prompts = [[user(text)] for text in ("How warm is the red lamp?", "Sorry", "What?")]
+    tokens = [[5, 6, 7], [8], [9, 10]]
+    whole, _, _ = answer_logprobs(speaker.model, [speaker.vocabulary.encode(p) for p in prompts], tokens, 1.0)
+    monkeypatch.setattr("tasks.evaluation.answers.TOKENS_AT_ONCE", 1)
+    assert [len(row) for row in speaker.logprobs(prompts, tokens, 1.0)] == [3, 1, 2]
+    for row, expected in zip(speaker.logprobs(prompts, tokens, 1.0), whole.tolist(), strict=True):
+        assert row == pytest.approx(expected[: len(row)], abs=1e-5)
+
+
+def test_equal_texts_have_equal_scores(policy_folder, tokenizer, tmp_path):
+    RewardModel.from_policy(policy_folder, 0).save(tokenizer, tmp_path / "model")
+    texts = Texts()
+    assert [texts.place(tokens) for tokens in ([4, 5], [6], [4, 5])] == [0, 1, 0]
+    scores = texts.scores(tmp_path / "model")
+    alone = RewardModel.load(tmp_path / "model").eval()(torch.tensor([[6]]), torch.tensor([[1]]))
+    assert scores.shape == (2,)
+    assert scores[1] == pytest.approx(alone.item(), abs=1e-5)
+
+
+def test_words_of_another_vocabulary(policy_folder, make_llama, tmp_path):
+    other = train_tokenizer(["A wholly other text."] * 5, 290)
+    save(make_llama(len(other), 7), other, tmp_path / "other")
+    speaker, vocabulary = Speaker.load(tmp_path / "other"), Vocabulary.load(policy_folder)
+    prompt = [user("Sorry")]
+    [answer] = speaker.answer([prompt], Sampling(6), 0, lambda _: None)
+    tokens = speaker.in_words_of(vocabulary, prompt, answer)
+    assert vocabulary.tokenizer.decode(tokens, skip_special_tokens=True).strip() == speaker.text(answer)
+    assert (tokens[-1] == vocabulary.tokenizer.eos_token_id) == answer.stopped
+    assert speaker.in_words_of(speaker.vocabulary, prompt, answer) is answer.tokens

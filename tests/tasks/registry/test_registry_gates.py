@@ -1,0 +1,96 @@
+"""Gates by hand: each one alone turns a model away, and gold never does."""
+
+import pytest
+
+from tasks.errors import ConfigError
+from tasks.evaluation.result import Slice
+from tasks.registry.gates import Facts, PromotionPolicy, check_gates, read_policy
+
+POLICY = PromotionPolicy()
+
+
+def refused(evaluation, facts=None, policy=POLICY):
+    return [gate.name for gate in check_gates(evaluation, policy, facts or Facts()) if not gate.passed]
+
+
+def test_a_good_model_passes_all(evaluation):
+    assert refused(evaluation()) == []
+
+
+def test_lower_bound_must_lie_above_the_bar_and_not_on_it(evaluation, interval):
+    assert refused(evaluation(win_rate=interval(0.56, 0.501, 0.62))) == []
+    assert refused(evaluation(win_rate=interval(0.56, 0.5, 0.62))) == ["win rate over SFT model"]
+
+
+def test_against_a_champion_the_sft_model_must_be_beaten_too(evaluation, interval):
+    found = evaluation(baseline="champion, version 3", baseline_version="3", win_rate_over_sft=interval(0.5, 0.4, 0.6))
+    assert refused(found) == ["win rate over SFT model"]
+    assert [gate.name for gate in check_gates(found, POLICY, Facts())][:2] == [
+        "win rate over champion, version 3",
+        "win rate over SFT model",
+    ]
+
+
+def test_too_few_prompts(evaluation):
+    assert refused(evaluation(prompts=199)) == ["held-out prompts"]
+    assert refused(evaluation(prompts=200)) == []
+
+
+def test_kl_budget(evaluation):
+    assert refused(evaluation(kl=15.0)) == []
+    assert refused(evaluation(kl=15.01)) == ["KL from SFT"]
+
+
+def test_reward_hacking_is_named(evaluation):
+    over = evaluation().over_optimisation.model_copy(update={"registered_judge_gain": (-0.3, -0.5, -0.1), "hacked": True})
+    gates = {gate.name: gate for gate in check_gates(evaluation(over_optimisation=over), POLICY, Facts())}
+    assert not gates["reward hacking"].passed
+    assert gates["reward hacking"].found == "own +1.00 sd (+0.80 to +1.20), judge -0.30 sd (-0.50 to -0.10)"
+
+
+def test_the_slice_that_is_clearly_bad_is_refused_and_named(evaluation, interval):
+    slices = [
+        Slice(name="tiny", prompts=3, win_rate=interval(0.2, 0.0, 0.7)),  # worse, but nobody knows: 3 prompts
+        Slice(name="refuse", prompts=80, win_rate=interval(0.34, 0.25, 0.44)),
+    ]
+    gates = {gate.name: gate for gate in check_gates(evaluation(slices=slices), POLICY, Facts())}
+    assert not gates["worst slice"].passed
+    assert gates["worst slice"].found == "refuse: 0.340 (0.250 to 0.440), 80 prompts"
+    assert refused(evaluation(slices=slices[:1])) == []
+    assert refused(evaluation(slices=[])) == []
+
+
+def test_answers_must_end(evaluation):
+    means = evaluation().policy.model_copy(update={"stopped": 0.89})
+    assert refused(evaluation(policy=means)) == ["answers that end by themselves"]
+
+
+def test_a_judge_no_better_than_a_coin_is_no_judge(evaluation):
+    assert refused(evaluation(judge_accuracy=(0.53, 0.49, 0.57))) == ["judge agrees with people"]
+
+
+def test_facts(evaluation):
+    assert refused(evaluation(), Facts(changes=("tasks/a.py",))) == ["git tree"]
+    assert refused(evaluation(), Facts(validated=False)) == ["dataset"]
+    lenient = PromotionPolicy(clean_git_tree=False, validated_data=False)
+    assert refused(evaluation(), Facts(("tasks/a.py",), False), lenient) == []
+
+
+def test_gold_decides_nothing(evaluation, interval):
+    assert refused(evaluation(win_rate_gold=interval(0.1, 0.05, 0.15), win_rate_over_sft_gold=interval(0.1, 0.05, 0.15))) == []
+
+
+def test_the_shipped_policy_is_the_default_one(project):
+    assert read_policy(project / "mlflow" / "promotion.yaml") == PromotionPolicy()
+
+
+def test_a_policy_with_an_unknown_key_is_refused_by_name(tmp_path):
+    (tmp_path / "p.yaml").write_text("kl_at_mots: 3\n")
+    with pytest.raises(ConfigError, match="kl_at_mots") as error:
+        read_policy(tmp_path / "p.yaml")
+    assert "kl_at_most" in error.value.advice
+
+
+def test_a_policy_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        read_policy(tmp_path / "none.yaml")

@@ -1,0 +1,159 @@
+"""From results to a champion: baseline, register, promote, on a real registry."""
+
+import json
+
+import pytest
+
+from tasks.errors import PreflineError
+from tasks.registry.ask import ask
+from tasks.registry.baseline import Baseline, baseline
+from tasks.registry.champion import by_alias, describe_champion
+from tasks.registry.decision import Decision
+from tasks.registry.ledger import read_ledger
+from tasks.registry.promote import promote
+from tasks.registry.register import register
+
+NAME = "prefline-policy"
+
+
+@pytest.fixture
+def finish(line, tracked, run_stage):
+    """finish(policy, evaluation) -> (decision, baseline): the line's last four stages for a policy of that number."""
+
+    def stages(policy=0, evaluation=None, compare_with=None):
+        results = line(policy, evaluation)
+        found = compare_with or run_stage(baseline, tracked, sft=results["sft"], ppo=results["ppo"])
+        results["baseline"] = found
+        keys = ("data", "sft", "reward_model", "ppo", "baseline", "evaluate")
+        registered = run_stage(register, tracked, **{key: results[key] for key in keys})
+        keys = ("data", "validate", "baseline", "evaluate")
+        promoted = run_stage(promote, tracked, register=registered, **{key: results[key] for key in keys})
+        return Decision.load(promoted.path), found
+
+    return stages
+
+
+def aliases(tracked):
+    found = {alias: by_alias(tracked.store, NAME, alias) for alias in ("champion", "challenger", "previous")}
+    return {alias: str(version.version) for alias, version in found.items() if version}
+
+
+def versions(tracked, name=NAME):
+    return sorted(int(version.version) for version in tracked.store.client.search_model_versions(f"name = '{name}'"))
+
+
+def test_the_first_policy_becomes_champion_and_answers(tracked, finish, data):
+    decision, opponent = finish()
+    assert decision.decision == "promoted"
+    assert Baseline.load(opponent.path).name == "SFT model"
+    assert not (opponent.path / "model").exists()
+    assert aliases(tracked) == {"champion": "1"}
+    champion = by_alias(tracked.store, NAME, "champion")
+    assert champion.tags["prefline.git_commit"] == tracked.lineage.commit
+    assert champion.tags["prefline.dataset_md5"].endswith(".dir")
+    assert champion.tags["prefline.baseline_version"] == ""
+    (entry,) = read_ledger(tracked.store, NAME)
+    assert (entry.action, entry.version, entry.previous, entry.run) == ("promoted", "1", None, tracked.run_id)
+    reply = ask(tracked.store, NAME, "How warm is the red lamp?", max_new_tokens=4)
+    assert reply.version == "1"
+    assert "version 1" in describe_champion(tracked.store, NAME)
+
+
+def test_all_three_models_load_by_name_as_mlflow_models(tracked, finish, monkeypatch):
+    import mlflow.transformers
+    import torch
+
+    from tasks.training.models import REWARD_BIAS
+
+    finish()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.store.uri)
+    for reference in (f"models:/{NAME}@champion", "models:/prefline-sft/1"):
+        parts = mlflow.transformers.load_model(reference, return_type="components")
+        assert parts["model"].generate(torch.tensor([[2, 3]]), max_new_tokens=2).shape[0] == 1
+    scorer = mlflow.transformers.load_model("models:/prefline-reward-model/1", return_type="components")["model"]
+    assert getattr(scorer.config, REWARD_BIAS) == 0.5
+
+
+def test_registering_twice_makes_one_version(tracked, line, run_stage):
+    results = line()
+    inputs = {key: results[key] for key in ("data", "sft", "reward_model", "ppo", "baseline", "evaluate")}
+    first = run_stage(register, tracked, **inputs)
+    second = run_stage(register, tracked, **inputs)
+    assert versions(tracked) == versions(tracked, "prefline-sft") == versions(tracked, "prefline-reward-model") == [1]
+    assert second.skipped == "registered already"
+    assert json.loads((second.path / "version.json").read_text()) == json.loads((first.path / "version.json").read_text())
+
+
+def test_an_identical_run_meets_the_same_opponent_and_changes_nothing(tracked, finish):
+    _, first = finish()
+    decision, second = finish()
+    assert decision.decision == "already champion"
+    assert second.digest == first.digest
+    assert aliases(tracked) == {"champion": "1"}
+    assert len(read_ledger(tracked.store, NAME)) == 1
+
+
+def test_a_better_policy_takes_the_place_and_the_old_one_is_remembered(tracked, finish, evaluation):
+    finish(policy=0)
+    decision, opponent = finish(policy=1, evaluation=evaluation(baseline="champion, version 1", baseline_version="1"))
+    assert Baseline.load(opponent.path).version == "1"
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in (opponent.path / "model").iterdir()}
+    assert decision.decision == "promoted"
+    assert decision.previous == "1"
+    assert aliases(tracked) == {"champion": "2", "previous": "1"}
+    assert [entry.version for entry in read_ledger(tracked.store, NAME)] == ["1", "2"]
+    again, _ = finish(policy=1, evaluation=evaluation(baseline="champion, version 1", baseline_version="1"))
+    assert again.decision == "already champion"
+
+
+def test_a_worse_policy_stays_challenger(tracked, finish, evaluation, interval):
+    finish(policy=0)
+    decision, _ = finish(policy=1, evaluation=evaluation(baseline_version="1", win_rate=interval(0.4, 0.3, 0.5)))
+    assert decision.decision == "not promoted"
+    assert decision.reasons == ["win rate over SFT model: required lower bound above 0.50, found 0.400 (0.300 to 0.500)"]
+    assert aliases(tracked) == {"champion": "1", "challenger": "2"}
+    assert len(read_ledger(tracked.store, NAME)) == 1
+    assert "challenger: version 2" in describe_champion(tracked.store, NAME)
+
+
+def test_a_champion_that_changed_since_the_comparison_is_not_overthrown(tracked, finish, evaluation):
+    _, against_sft = finish(policy=0)
+    decision, _ = finish(policy=1, compare_with=against_sft)
+    assert decision.decision == "not promoted"
+    assert [gate.name for gate in decision.gates if not gate.passed] == ["champion since the comparison"]
+    assert aliases(tracked) == {"champion": "1", "challenger": "2"}
+
+
+def test_a_deleted_champion_leaves_a_clear_state(tracked, finish):
+    finish(policy=0)
+    tracked.store.client.delete_model_version(NAME, "1")
+    assert by_alias(tracked.store, NAME, "champion") is None
+    decision, opponent = finish(policy=1)
+    assert Baseline.load(opponent.path).version is None
+    assert decision.decision == "promoted"
+    assert aliases(tracked) == {"champion": "2"}
+
+
+def test_a_champion_whose_files_are_gone_is_named(tracked, finish, project):
+    import shutil
+
+    finish(policy=0)
+    shutil.rmtree(project / "mlflow" / "artifacts" / "models")
+    with pytest.raises(PreflineError, match=r"prefline-policy version 1 can't be read"):
+        finish(policy=1)
+
+
+def test_a_changed_tree_and_other_data_are_refused(tracked, finish, project):
+    (project / "params.yaml").write_text("seed: 7\n")
+    decision, _ = finish()
+    assert [gate.found for gate in decision.gates if not gate.passed] == ["changed: params.yaml"]
+    assert aliases(tracked) == {"challenger": "1"}
+
+
+def test_no_champion_is_said_in_a_friendly_way(tracked):
+    with pytest.raises(PreflineError, match="no champion yet"):
+        ask(tracked.store, NAME, "Hello?", max_new_tokens=4)
+    with pytest.raises(PreflineError, match="has no version 9"):
+        ask(tracked.store, NAME, "Hello?", max_new_tokens=4, version="9")
+    with pytest.raises(PreflineError, match="No version is registered yet"):
+        describe_champion(tracked.store, NAME)
