@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,13 +118,18 @@ def _repository(root: Path, printed: Callable[[], str] = str) -> Iterator[Any]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with Repo(str(root)) as repo:
+        with _inside(root), Repo(str(root)) as repo:
             _need_git(repo, root)
             yield repo
     except DvcException as error:
         raise _explained(error, printed()) from error
     finally:
         logger.setLevel(level)
+
+
+def _inside(root: Path) -> AbstractContextManager[None]:
+    """DVC's cache of runs wants the current folder to be in the project; a worker's need not be."""
+    return nullcontext() if Path.cwd().is_relative_to(root.resolve()) else chdir(root)
 
 
 def _need_git(repo: Any, root: Path) -> None:

@@ -254,7 +254,7 @@ class Writers:
             case "none":
                 return words
             case "repeated":
-                return words * self.rng.randint(2, 3)
+                return words + sentences[-1].split() * self.rng.randint(1, 2)
             case "truncated":
                 return words[: self.rng.randint(1, len(words) - 1)]
             case "shuffled":

@@ -27,9 +27,13 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as transformers_logging
 
 from tasks.config import TinyConfig
 from tasks.errors import ConfigError
+
+transformers_logging.disable_progress_bar()  # the stage's own bar is enough
+transformers_logging.set_verbosity_error()
 
 TINY = "tiny-llama"
 REWARD_BIAS = "prefline_reward_bias"
