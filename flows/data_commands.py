@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from filelock import FileLock
 
 from flows.settings import load_config, project_root
 from tasks.errors import PreflineError
@@ -30,13 +33,21 @@ def _into_log() -> None:
             os.dup2(file.fileno(), 2)
 
 
+@contextmanager
+def _project() -> Iterator[Path]:
+    """The project's folder, for this command alone: one that outlived a killed run may still be writing."""
+    root = project_root()
+    with FileLock(root / "data" / ".lock"):
+        yield root
+
+
 @data_app.command()
 def make() -> None:
     """Make the built-in set: data/shop.yaml -> data/raw (a stage of dvc.yaml)."""
     from tasks.data.prepare import make_builtin
 
-    root = project_root()
-    make_builtin(load_config(root).data.builtin, root / "data" / "shop.yaml", root / RAW)
+    with _project() as root:
+        make_builtin(load_config(root).data.builtin, root / "data" / "shop.yaml", root / RAW)
 
 
 @data_app.command()
@@ -44,8 +55,8 @@ def normalise() -> None:
     """Import all sources as records: data/raw and your files -> data/imported (a stage of dvc.yaml)."""
     from tasks.data.prepare import normalise
 
-    root = project_root()
-    normalise(load_config(root).data, root / RAW, root, root / IMPORTED)
+    with _project() as root:
+        normalise(load_config(root).data, root / RAW, root, root / IMPORTED)
 
 
 @data_app.command()
@@ -53,8 +64,8 @@ def split() -> None:
     """Divide the records into splits: data/imported -> data/prepared (a stage of dvc.yaml)."""
     from tasks.data.prepare import split
 
-    root = project_root()
-    split(load_config(root).data.split, root / IMPORTED, root / PREPARED)
+    with _project() as root:
+        split(load_config(root).data.split, root / IMPORTED, root / PREPARED)
 
 
 @data_app.command()

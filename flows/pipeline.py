@@ -1,6 +1,8 @@
-"""The pipeline as a Prefect flow: from human comparisons to a promoted model."""
+"""The pipeline as a Prefect flow: from human comparisons to a promoted model.
 
-from __future__ import annotations
+No `from __future__ import annotations` here: a worker loads this file by its path, where Prefect can't resolve
+annotations that are texts.
+"""
 
 import prefect.runtime
 from prefect import flow

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from flows.clock import own_time, prefect_time
 from flows.local_server import answers, local_server
@@ -16,6 +17,9 @@ from flows.summary import gate_rows, markdown
 from tasks.config import PipelineConfig
 from tasks.errors import EnvironmentRefused
 from tasks.stage import Context, Stage, StageResult
+
+if TYPE_CHECKING:
+    from prefect.settings import Setting
 
 UI_URL = "http://127.0.0.1:4200"
 """Where `prefline ui` shows what a run without a server has written."""
@@ -26,11 +30,16 @@ LARGEST_MARKDOWN = 100_000
 
 @dataclass(frozen=True)
 class PrefectAPI:
-    """url: of a server that was named, or of one that is still starting. wait: until it answers. ui: its pages, "" if not known."""
+    """url: of a server that was named, or of one that is still starting. wait: until it answers. ui: its pages, "" if not known.
+
+    heartbeats: send signs of life from a thread, for which every run waits a second at its end. Only a server that looks
+    for dead runs has a use for them.
+    """
 
     url: str
     wait: Callable[[], None]
     ui: str = ""
+    heartbeats: bool = False
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -39,8 +48,9 @@ class PrefectAPI:
             self.wait()
             from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_UI_URL, temporary_settings
 
-            # A heartbeat serves servers that look for dead runs; its thread makes every run wait a second at the end.
-            settings = {PREFECT_API_URL: self.url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+            settings: dict[Setting, Any] = {PREFECT_API_URL: self.url}
+            if not self.heartbeats:
+                settings[PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None
             if self.ui:
                 settings[PREFECT_UI_URL] = self.ui
             with temporary_settings(settings):
@@ -60,7 +70,7 @@ def prefect_api(root: Path) -> Iterator[PrefectAPI]:
             import prefect.flows
 
             with own_time():
-                yield PrefectAPI(named, lambda: require(named))
+                yield PrefectAPI(named, lambda: require(named), heartbeats=True)
             return
         with local_server(home) as server:
             import prefect.flows  # noqa: F401  (its second of importing is Prefect's)

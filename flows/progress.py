@@ -55,7 +55,7 @@ class PlainDisplay:
         self._say(finished_line(result))
 
     def failed(self, stage: str, error: BaseException) -> None:
-        self._say(f"{stage:<{WIDTH}} failed")
+        self._say(f"{stage:<{WIDTH}} {ended(error)}")
 
     def _say(self, line: str) -> None:
         self._console.print(line.rstrip(), highlight=False, soft_wrap=True)
@@ -99,12 +99,16 @@ class BarDisplay:
 
     def failed(self, stage: str, error: BaseException) -> None:
         self._remove()
-        self._progress.console.print(Text.assemble(("✗ ", "red"), f"{stage:<{WIDTH}} failed"))
+        self._progress.console.print(Text.assemble(("✗ ", "red"), f"{stage:<{WIDTH}} {ended(error)}"))
 
     def _remove(self) -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
+
+
+def ended(error: BaseException) -> str:
+    return "failed" if isinstance(error, Exception) else "interrupted"
 
 
 def finished_line(result: StageResult) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -18,13 +18,13 @@ from typing import Any, Literal, Self
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tasks.errors import PreflineError
+from tasks.errors import EnvironmentRefused, PreflineError
 from tasks.registry.decision import Decision
 from tasks.registry.lineage import Lineage
 from tasks.stage import Metrics, StageResult
 
 RunState = Literal["running", "finished", "failed", "interrupted", "killed"]
-StageState = Literal["waiting", "running", "done", "skipped", "failed"]
+StageState = Literal["waiting", "running", "done", "skipped", "failed", "interrupted"]
 
 
 class StageRecord(BaseModel):
@@ -69,10 +69,16 @@ class RunRecord(BaseModel):
         return next(stage for stage in self.stages if stage.name == name)
 
     def save(self, root: Path) -> None:
+        """Replace run.json. Raises EnvironmentRefused where the disk does not take it."""
         path = folder_of(root, self.run) / "run.json"
         partial = path.with_suffix(".partial")
-        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        try:
+            partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            raise EnvironmentRefused(
+                f"{path} can't be written: {error.strerror}.", "Is the disk full? Finished stages are kept."
+            ) from error
 
 
 def folder_of(root: Path, run: str) -> Path:
@@ -117,8 +123,11 @@ class Recorder:
         self.record.state = "finished" if error is None else "failed" if isinstance(error, Exception) else "interrupted"
         self.record.error = "" if error is None else str(error) or type(error).__name__
         self.record.ended = _now()
-        self.record.save(self.root)
-        self._lock.release()
+        try:
+            with suppress(EnvironmentRefused) if error else nullcontext():  # the first error is the one to tell
+                self.record.save(self.root)
+        finally:
+            self._lock.release()
 
     def started(self, stage: str, key: str, settings: dict[str, Any]) -> None:
         self._update(stage, state="running", key=key)
@@ -138,7 +147,7 @@ class Recorder:
         )
 
     def failed(self, stage: str, error: BaseException) -> None:
-        self._update(stage, state="failed")
+        self._update(stage, state="failed" if isinstance(error, Exception) else "interrupted")
 
     def _update(self, name: str, **values: Any) -> None:
         stages = self.record.stages

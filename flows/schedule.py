@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +64,7 @@ def scheduling_api(root: Path, port: int) -> Iterator[PrefectAPI]:
     here = f"http://{HOST}:{port}"
     named = named_api(home) or (f"{here}/api" if answers(f"{here}/api/health") else "")
     if named:
-        yield PrefectAPI(named, lambda: require(named), named.removesuffix("/api"))
+        yield PrefectAPI(named, lambda: require(named), named.removesuffix("/api"), heartbeats=True)
         return
     with prefect_server(root, port) as server:
-        yield PrefectAPI(f"{server.address}/api", lambda: None, os.environ.get("PREFECT_UI_URL", server.address))
+        yield PrefectAPI(f"{server.address}/api", lambda: None, server.address, heartbeats=True)

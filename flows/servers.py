@@ -16,18 +16,20 @@ from pathlib import Path
 from flows.local_server import answers
 from flows.prefect_side import use_project_home
 from tasks.errors import EnvironmentRefused
-from tasks.registry.store import tracking_uri, without_password
+from tasks.registry.store import TRAINING_VIEW, tracking_uri, without_password
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
+MLFLOW_PAGE = f"/#/experiments{TRAINING_VIEW}"
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers. address: of its pages."""
+    """A server. address: where it answers. page: where people begin."""
 
     name: str
     address: str
+    page: str
     process: subprocess.Popen[bytes]
 
 
@@ -39,7 +41,7 @@ def both_servers(root: Path, mlflow_port: int, prefect_port: int) -> Iterator[tu
         raise EnvironmentRefused(f"MLFLOW_TRACKING_URI names a server: {without_password(uri)}.", "Its pages are there already.")
     with ExitStack() as stack:
         starting = [
-            stack.enter_context(_started(root, "MLflow", mlflow_port, mlflow_command(uri, mlflow_port), "health")),
+            stack.enter_context(_started(root, "MLflow", mlflow_port, mlflow_command(uri, mlflow_port), "health", MLFLOW_PAGE)),
             stack.enter_context(prefect_server_started(root, prefect_port)),
         ]
         mlflow, prefect = (_awaited(root, *one) for one in starting)
@@ -66,7 +68,7 @@ def mlflow_command(uri: str, port: int) -> list[str]:
 
 
 @contextmanager
-def _started(root: Path, name: str, port: int, command: list[str], health: str) -> Iterator[tuple[Server, str]]:
+def _started(root: Path, name: str, port: int, command: list[str], health: str, page: str = "") -> Iterator[tuple[Server, str]]:
     """The server's process in a session of its own, so that Ctrl-C ends it once and in order; its words go to a file."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -92,7 +94,8 @@ def _started(root: Path, name: str, port: int, command: list[str], health: str) 
             command, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        yield Server(name, f"http://{HOST}:{port}", process), health
+        address = f"http://{HOST}:{port}"
+        yield Server(name, address, f"{address}{page}", process), health
     finally:
         _end(process)
 

@@ -14,7 +14,14 @@ from flows.record import RunRecord, StageRecord
 from tasks.registry.decision import Decision
 
 TOOLS = {"prefect": "Prefect", "mlflow": "MLflow", "dvc": "DVC", "great-expectations": "Great Expectations"}
-MARKS = {"done": ("✓", "green"), "skipped": ("-", "dim"), "failed": ("✗", "red"), "running": ("…", "yellow"), "waiting": (" ", "dim")}
+MARKS = {
+    "done": ("✓", "green"),
+    "skipped": ("-", "dim"),
+    "failed": ("✗", "red"),
+    "interrupted": ("✗", "yellow"),
+    "running": ("…", "yellow"),
+    "waiting": (" ", "dim"),
+}
 COLOURS = {"promoted": "bold green", "already champion": "bold green", "not promoted": "bold yellow"}
 
 
@@ -96,11 +103,11 @@ def places(record: RunRecord, root: Path) -> list[tuple[str, str]]:
 
 def markdown(record: RunRecord) -> str:
     """The run's result, for the description of the MLflow run and as a Prefect artifact."""
-    lines = [f"# {decision_line(record.decision)}" if record.decision else f"# {record.what}: {record.state}", ""]
+    lines = [f"**{decision_line(record.decision) if record.decision else f'{record.what}: done'}**", ""]
     if record.decision:
-        lines += ["| | gate | required | found |", "|-|-|-|-|"]
-        lines += [f"| {'✓' if g.passed else '✗'} | {g.name} | {g.required} | {g.found} |" for g in record.decision.gates] + [""]
-    lines += ["| stage | time | what it reached |", "|-|-|-|"]
+        lines += ["| gate | required | found |", "|:---|:---|:---|"]
+        lines += [f"| {'✓' if g.passed else '✗'} {g.name} | {g.required} | {g.found} |" for g in record.decision.gates] + [""]
+    lines += ["| stage | time | what it reached |", "|:---|:---|:---|"]
     lines += [f"| {stage.name} | {_time(stage)} | {main_figures(stage.name, stage.metrics)} |" for stage in record.stages] + [""]
     lines.append(f"- git `{record.commit[:12]}`{' with changes' if record.dirty else ''}, configuration `{record.config_hash}`")
     lines.append(f"- run `{record.run}`: `prefline status {record.run}`")

@@ -28,7 +28,7 @@ class BuiltInConfig(Section):
 
     seed: Seed = 0
     demonstrations_per_question: Count = 16
-    rankings_per_question: Count = 12
+    rankings_per_question: Count = 16
 
 
 class SplitConfig(Section):
@@ -84,10 +84,10 @@ class ContractConfig(Section):
 class TinyConfig(Section):
     """The shape of "tiny-llama", the model from random weights."""
 
-    layers: Count = 3
-    width: Count = 96
-    feed_forward: Count = 256
-    heads: Count = 4
+    layers: Count = 2
+    width: Count = 128
+    feed_forward: Count = 384
+    heads: Count = 2
     vocabulary: Annotated[int, Field(ge=300)] = 640
     context: Count = 256
 

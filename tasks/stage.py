@@ -214,13 +214,20 @@ def _publish(name: str, key: str, identity: dict[str, Any], run: StageRun, folde
         "digest": _digest_of(files),
     }
     (run.out / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    if folder.exists():  # forced, damaged or uncached: the new result takes the old one's place
-        shutil.rmtree(folder)
-    run.out.replace(folder)
+    if _same(read_result(folder), manifest["digest"]):
+        shutil.rmtree(run.out)  # an uncached stage found what it had found before; others may be reading that
+    else:
+        if folder.exists():  # forced or damaged: the new result takes the old one's place
+            shutil.rmtree(folder)
+        run.out.replace(folder)
     shutil.rmtree(run.checkpoints.parent, ignore_errors=True)
     return StageResult(
         stage=name, key=key, path=folder, digest=manifest["digest"], metrics=metrics, seconds=manifest["seconds"], skipped=run.nothing_to_do
     )
+
+
+def _same(result: StageResult | None, digest: str) -> bool:
+    return result is not None and result.digest == digest
 
 
 def _keep_failed(run: StageRun) -> None:

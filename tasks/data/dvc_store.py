@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,15 +46,21 @@ def reproduce(root: Path, folder: Path) -> Kept:
 
     Raises EnvironmentRefused where there is no git repository or no DVC in root; PreflineError where a command fails.
     """
+    stages = str(root / "dvc.yaml")  # by default DVC takes that of the current folder
     with alone(root), cost_of("dvc"), _commands() as printed, _repository(root, printed) as repo:
-        ran = _patiently(lambda: repo.reproduce(str(root / "dvc.yaml")))  # by default DVC takes that of the current folder
-        return Kept(_hash_of(repo, folder), tuple(stage.addressing for stage in ran))
+        ran = _patiently(lambda: repo.reproduce(stages), root)
+        md5 = _hash_of(repo, folder)
+        if folder_md5(folder) != md5:  # restored from a cache that holds something else
+            _drop_damaged(repo, [entry["md5"] for out in repo.index.outs for entry in _cached_listing(repo, out)])
+            ran = _patiently(lambda: repo.reproduce(stages, force=True), root)
+        return Kept(md5, tuple(stage.addressing for stage in ran))
 
 
 def add(root: Path, folder: Path) -> Kept:
     """Put a folder under DVC: its content into the cache, FOLDER.dvc beside it."""
     with alone(root), cost_of("dvc"), _repository(root) as repo:
-        _patiently(lambda: repo.add(str(folder)))
+        _drop_damaged(repo, [entry["md5"] for entry in _listing(folder)])
+        _patiently(lambda: repo.add(str(folder)), root)
         return Kept(_hash_of(repo, folder), (folder.name,))
 
 
@@ -72,13 +78,19 @@ def folder_md5(folder: Path) -> str:
 
     DVC itself trusts the time stamps of files and its cache; this finds a file that was damaged or edited.
     """
-    listed = []
-    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).parts):
-        if path.is_file():
-            with path.open("rb") as file:
-                md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-            listed.append({"md5": md5, "relpath": path.relative_to(folder).as_posix()})
-    return hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+    return hashlib.md5(json.dumps(_listing(folder), sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _listing(folder: Path) -> list[dict[str, str]]:
+    """A folder's files as DVC lists them: md5 and path of each, by path. Left out: what .dvcignore names."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc" and path.name != ".DS_Store")
+    paths = sorted((path.relative_to(folder).as_posix(), path) for path in found)
+    return [{"md5": _md5(path), "relpath": name} for name, path in paths]
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 # Around DVC ---------------------------------------------------------------------------------------------------------
@@ -119,7 +131,6 @@ def _repository(root: Path, printed: Callable[[], str] = str) -> Iterator[Any]:
     logger.setLevel(logging.CRITICAL)
     try:
         with _inside(root), Repo(str(root)) as repo:
-            _need_git(repo, root)
             yield repo
     except DvcException as error:
         raise _explained(error, printed()) from error
@@ -132,35 +143,51 @@ def _inside(root: Path) -> AbstractContextManager[None]:
     return nullcontext() if Path.cwd().is_relative_to(root.resolve()) else chdir(root)
 
 
-def _need_git(repo: Any, root: Path) -> None:
-    from dvc.scm import SCMError
-
-    try:
-        assert repo.scm
-    except SCMError as error:
-        raise EnvironmentRefused(
-            f"{root} is not in a git repository.", "Run: git init, then commit what is there; Prefline and DVC need it."
-        ) from error
-
-
 def _hash_of(repo: Any, folder: Path) -> str:
     return str(repo.find_outs_by_path(str(folder))[0].hash_info.value)
 
 
-def _patiently(call: Callable[[], Result]) -> Result:
-    """Call DVC again for as long as a command of somebody else's holds its lock, within reason."""
+def _patiently(call: Callable[[], Result], root: Path) -> Result:
+    """Call DVC again for as long as somebody else's command holds one of its locks, within reason."""
+    from dvc.exceptions import DvcException
     from dvc.lock import LockError
+    from dvc.rwlock import RWLockFileCorruptedError
 
     give_up, told = time.monotonic() + BUSY_SECONDS, False
     while True:
         try:
             return call()
-        except LockError:
-            if time.monotonic() > give_up:
+        except DvcException as error:
+            causes = _causes(error)
+            if any(isinstance(cause, RWLockFileCorruptedError) for cause in causes):
+                (root / ".dvc" / "tmp" / "rwlock").unlink()  # a process was killed while writing it; nobody can go on with it
+            elif not any(isinstance(cause, LockError) for cause in causes) or time.monotonic() > give_up:
                 raise
-            if not told:
+            elif not told:
                 print("prefline: a dvc command is running here; waiting for it.", flush=True)
                 told = True
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An exception and those that led to it, the last one first."""
+    return [error, *_causes(error.__cause__)] if error.__cause__ else [error]
+
+
+def _cached_listing(repo: Any, out: Any) -> list[dict[str, str]]:
+    """What an output's folder held when DVC saw it last; [] where the cache does not say."""
+    path = Path(repo.cache.local.oid_to_path(out.hash_info.value)) if out.hash_info else None
+    if path is None or not path.name.endswith(".dir") or not path.is_file():
+        return []
+    listing: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
+    return listing
+
+
+def _drop_damaged(repo: Any, hashes: Iterable[str]) -> None:
+    """Remove files from DVC's cache that are not what their names say: it would hand them out without a look."""
+    for name in set(hashes):
+        path = Path(repo.cache.local.oid_to_path(name))
+        if path.is_file() and _md5(path) != name:
+            path.unlink()
 
 
 @contextmanager
@@ -187,18 +214,21 @@ def _commands() -> Iterator[Callable[[], str]]:
 def _explained(error: Exception, printed: str) -> BaseException:
     """What to raise for an exception of DVC's: a few lines with the cause and what the command printed."""
     from dvc.lock import LockError
+    from dvc.scm import SCMError
     from dvc.stage.exceptions import StageCmdFailedError
 
-    causes: list[BaseException] = [error]
-    while causes[-1].__cause__:
-        causes.append(causes[-1].__cause__)
+    causes = _causes(error)
     for cause in causes:
         if isinstance(cause, StageCmdFailedError):
             if str(cause).endswith(("exited with -2", "exited with 130")):  # Ctrl-C reached the command and not us
                 return KeyboardInterrupt()
-            return PreflineError(f"The data could not be made: {cause}.", printed[-2000:] or "Run the command by hand to see why.")
+            return PreflineError(
+                f"The data could not be made: {cause}.", printed[-2000:].removeprefix("prefline: ") or "Run the command by hand to see why."
+            )
         if isinstance(cause, LockError):
             return EnvironmentRefused("DVC is busy: another dvc command is running here.", "Wait until it is done and run again.")
+        if isinstance(cause, SCMError):
+            return EnvironmentRefused(f"{cause}.", "Run: git init, and commit what is there. DVC and the lineage of models need it.")
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return cause  # the stage says what to do about a full disk
     return PreflineError(f"DVC: {'; '.join(dict.fromkeys(str(cause) for cause in causes))}", "`dvc status -v` may tell more.")

@@ -14,13 +14,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+import yaml
+
 from tasks.config import BuiltInConfig, DataConfig, SplitConfig
 from tasks.data import shop
 from tasks.data.importers import EXCERPT, Reject, import_file, place
 from tasks.data.records import Comparison, Demonstration, Record, Split, digest, read_jsonl, write_jsonl
 from tasks.data.splits import Groups
 from tasks.data.statistics import Description
-from tasks.errors import DataRefused
+from tasks.errors import DataRefused, PreflineError
 
 BUILT_IN = "builtin"
 COMPARISONS, DEMONSTRATIONS, REJECTS = "comparisons.jsonl", "demonstrations.jsonl", "rejects.jsonl"
@@ -35,9 +37,14 @@ ROLES: tuple[Role, ...] = ("comparisons", "demonstrations")
 
 
 def make_builtin(config: BuiltInConfig, shop_yaml: Path, out: Path) -> None:
-    """The built-in set as raw records, and gold.json, by which its answers can be judged."""
+    """The built-in set as raw records, and gold.json, by which its answers can be judged. Raises PreflineError without shop_yaml."""
+    try:
+        made = shop.Shop.from_yaml(shop_yaml, config.seed)
+    except (OSError, yaml.YAMLError) as error:
+        raise PreflineError(
+            f"{shop_yaml} can't be read: {error}", "It defines the built-in set: mend it, or restore it from git."
+        ) from error
     _fresh(out)
-    made = shop.Shop.from_yaml(shop_yaml, config.seed)
     write_jsonl(out / COMPARISONS, shop.comparisons(made, config.rankings_per_question, config.seed))
     write_jsonl(out / DEMONSTRATIONS, shop.demonstrations(made, config.demonstrations_per_question, config.seed))
     made.save(out / GOLD)

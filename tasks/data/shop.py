@@ -21,6 +21,8 @@ import yaml
 from tasks.data.records import Comparison, Demonstration, assistant, digest, user
 
 ANSWERS_PER_GROUP = 4
+RANKINGS_OF_UNSEEN = 2
+"""Of a question that nothing is trained on: enough to measure a reward model by."""
 
 
 @dataclass(frozen=True)
@@ -307,7 +309,7 @@ def comparisons(shop: Shop, groups_per_question: int, seed: int) -> list[Compari
     shares = [annotators[name]["share"] for name in annotators]
     found: list[Comparison] = []
     for question in shop.questions:
-        for turn in range(groups_per_question):
+        for turn in range(groups_per_question if question.split is None else RANKINGS_OF_UNSEEN):
             answers: list[str] = []
             while len(answers) < ANSWERS_PER_GROUP:
                 answer = writers.write(question)

@@ -14,6 +14,9 @@ from tasks.errors import EnvironmentRefused
 CODE = ("flows", "tasks")
 """Folders in which a file that git does not know may have taken part in the run."""
 
+KEPT_BY_DVC = ("data/snapshots/.gitignore",)
+"""DVC writes a line into it for each new snapshot: no change to what a run is made from."""
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -37,7 +40,7 @@ def lineage(root: Path, config: PipelineConfig) -> Lineage:
 def git_state(root: Path) -> tuple[str, tuple[str, ...]]:
     """The commit, and the files that differ from it: tracked ones anywhere, unknown ones where the code is."""
     commit = _git(root, "rev-parse", "HEAD")[0]
-    tracked = _git(root, "diff", "--name-only", "--relative", "HEAD", "--", ".")
+    tracked = _git(root, "diff", "--name-only", "--relative", "HEAD", "--", ".", *(f":(exclude){path}" for path in KEPT_BY_DVC))
     new = _git(root, "ls-files", "--others", "--exclude-standard", "--", *CODE)
     return commit, tuple(sorted({*tracked, *new}))
 

@@ -155,7 +155,8 @@ def _make(tracked: MLflowRun, entry: Entry, stage_name: str) -> ModelVersion:
         _save_flavor(entry, Path(folder) / "model", run_id, logged)
         client.log_model_artifacts(logged.model_id, str(Path(folder) / "model"))
     client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    for run in (run_id, tracked.run_id):
+        client.log_outputs(run, [LoggedModelOutput(logged.model_id, step=0)])
     return client.create_model_version(
         entry.name,
         source=logged.artifact_location,

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Without this tag MLflow's page opens the experiment as one of prompts and traces."""
+"""Tells MLflow that the experiment is about training models, not about prompts and traces."""
+
+TRAINING_VIEW = "?workflowType=machine_learning"
+"""For links to MLflow's pages, which open in their view of prompts and traces whatever an experiment's kind is."""
 
 PATIENCE = 10.0
 """Seconds to wait for a locked store or a silent server."""

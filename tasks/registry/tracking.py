@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.config import PipelineConfig
 from tasks.errors import EnvironmentRefused
+from tasks.registry.ledger import who
 from tasks.registry.lineage import Lineage
-from tasks.registry.store import Store, open_store, talking_to
+from tasks.registry.store import TRAINING_VIEW, Store, open_store, talking_to
 from tasks.stage import Metrics, StageResult, StageRun, finite
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ LONGEST_PARAM = 6000
 PARAMS_AT_ONCE = 100
 LARGEST_ARTIFACT = 5_000_000
 ARTIFACTS = (".json", ".jsonl", ".md", ".html", ".png")
+
+CURVES = "training"
+"""Group of the metrics over steps. Final figures are in none: a curve ("training/kl") is not spoilt by a figure ("kl")."""
 
 USES_OF_DATA = {
     "validate": "validation",
@@ -64,7 +68,7 @@ class MLflowRun:
         """Open the store and the parent run. name: the run's name. tags: of the parent, beside those of the lineage."""
         store = open_store(root, config.names.experiment)
         with talking_to(store.uri):
-            run = store.client.create_run(store.experiment, run_name=name, tags={**lineage_tags(lineage), **tags})
+            run = store.client.create_run(store.experiment, run_name=name, tags={**lineage_tags(lineage), **origin_tags(), **tags})
             tracked = cls(store, lineage, run.info.run_id)
             tracked._log_params(run.info.run_id, config.model_dump(mode="json"))
         return tracked
@@ -81,7 +85,7 @@ class MLflowRun:
     def url(self) -> str:
         """The parent run's page: on the server, or where `prefline ui` shows it."""
         server = self.store.uri.rstrip("/") if self.store.uri.startswith("http") else "http://127.0.0.1:5000"
-        return f"{server}/#/experiments/{self.store.experiment}/runs/{self.run_id}"
+        return f"{server}/#/experiments/{self.store.experiment}/runs/{self.run_id}{TRAINING_VIEW}"
 
     def child(self, stage: str) -> str:
         """The id of a stage's run."""
@@ -101,7 +105,7 @@ class MLflowRun:
 
         now = int(time.time() * 1000)
         points = self._points.setdefault(stage, [])
-        points.extend(Metric(name, value, now, done) for name, value in finite(stage, metrics).items())
+        points.extend(Metric(f"{CURVES}/{name}", value, now, done) for name, value in finite(stage, metrics).items())
         self._steps[stage] = done
         if time.monotonic() >= self._next_flush or (len(points) >= FLUSH_POINTS and not self._waiting):
             self._try_flush(stage)
@@ -111,9 +115,9 @@ class MLflowRun:
             new = result.stage not in self._open
             run_id = self._begin_child(result.stage, result.key) if new else self._children[result.stage]
             self._flush(result.stage)
-            step = self._steps.get(result.stage, 0)
-            self._log_metrics(run_id, {**result.metrics, "seconds": result.seconds}, step)
-            self._log_metrics(self.run_id, {f"{result.stage}.{name}": value for name, value in result.metrics.items()}, 0)
+            figures = {**result.metrics, "seconds": result.seconds}
+            self._log_metrics(run_id, figures, self._steps.get(result.stage, 0))
+            self._log_metrics(self.run_id, {f"{result.stage}/{name}": value for name, value in figures.items()}, 0)
             if result.skipped:
                 self.store.client.set_tag(run_id, "prefline.skipped", result.skipped)
             if not new:
@@ -128,7 +132,7 @@ class MLflowRun:
         with suppress(EnvironmentRefused), talking_to(self.store.uri):
             self._flush(stage)
             if stage in self._open:
-                self.store.client.set_tag(self._children[stage], "prefline.error", str(error)[:5000] or type(error).__name__)
+                self.store.client.set_tag(self._children[stage], "mlflow.note.content", _said(error))
                 self._end(self._children[stage], status_of(error))
                 self._open.discard(stage)
 
@@ -147,13 +151,14 @@ class MLflowRun:
                 self._end(self._children[stage], status)
             self._open.clear()
             if error is not None:
-                self.store.client.set_tag(self.run_id, "prefline.error", str(error)[:5000] or type(error).__name__)
+                self.store.client.set_tag(self.run_id, "mlflow.note.content", f"**{status.lower()}**: {_said(error)}")
             self._end(self.run_id, status)
 
     # Calls ----------------------------------------------------------------------------------------------------------
 
     def _begin_child(self, stage: str, key: str) -> str:
-        tags = {"mlflow.parentRunId": self.run_id, "prefline.stage": stage, "prefline.key": key, **lineage_tags(self.lineage)}
+        own = {"mlflow.parentRunId": self.run_id, "prefline.stage": stage, "prefline.key": key}
+        tags = {**own, **lineage_tags(self.lineage), **origin_tags()}
         run = self.store.client.create_run(self.store.experiment, run_name=stage, tags=tags)
         self._children[stage] = run.info.run_id
         self._open.add(stage)
@@ -177,8 +182,7 @@ class MLflowRun:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        if metrics:
-            self.store.client.log_batch(run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
+        self.store.client.log_batch(run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
 
     @property
     def _waiting(self) -> bool:
@@ -258,6 +262,10 @@ def status_of(error: BaseException | None) -> RunStatus:
     return "FAILED" if isinstance(error, Exception) else "KILLED"
 
 
+def _said(error: BaseException) -> str:
+    return str(error)[:5000] or type(error).__name__
+
+
 def lineage_tags(lineage: Lineage) -> dict[str, str]:
     return {
         "mlflow.source.git.commit": lineage.commit,
@@ -265,6 +273,11 @@ def lineage_tags(lineage: Lineage) -> dict[str, str]:
         "prefline.git_dirty": str(lineage.dirty).lower(),
         "prefline.config_hash": lineage.config,
     }
+
+
+def origin_tags() -> dict[str, str]:
+    """What MLflow's page shows as the run's creator and source."""
+    return {"mlflow.user": who(), "mlflow.source.name": "prefline", "mlflow.source.type": "LOCAL"}
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

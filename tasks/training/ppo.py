@@ -244,6 +244,8 @@ def optimise(
     if not progress.looks:
         progress.looks.append(look(0, models.policy))
     for number in range(progress.done, config.rounds):
+        if config.stop_kl is not None and progress.history and progress.history[-1]["kl"] > config.stop_kl:
+            break
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * (1 - number / config.rounds)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
@@ -261,8 +263,6 @@ def optimise(
             write_checkpoint(checkpoints, _state(models, optimizer, controller, progress))
             stats = stats | {"judge": statistics.fmean(progress.looks[-1].judge)}
         report(progress.done, config.rounds, **stats)
-        if out_of_bounds:
-            break
     models.policy.load_state_dict(progress.best)
     return progress
 

@@ -196,3 +196,18 @@ def test_records_are_named_by_their_beginning(project):
         read_record(project)
     with pytest.raises(PreflineError, match="no run 2020"):
         read_record(project, "2020")
+
+
+def test_a_record_that_can_not_be_written_is_told_and_hides_no_other_error(project, line):
+    run = new_run_id()
+    (project / "runs" / run / "run.partial").mkdir(parents=True)
+    with pytest.raises(PreflineError, match=r"run\.json can't be written"):
+        run_line(line.stages, project, PipelineConfig(), run=run)
+
+
+def test_a_record_that_can_not_be_written_is_told(project, line):
+    run = new_run_id()
+    (project / "runs" / run / "run.partial").mkdir(parents=True)
+    with pytest.raises(PreflineError, match=r"run\.json can't be written"):
+        run_line(line.stages, project, PipelineConfig(), run=run)
+    assert line.ran() == []

@@ -20,9 +20,15 @@ PARTS = (
 )
 
 
-def git(folder, *arguments):
+def _git(folder, *arguments):
     identity = ("-c", "user.name=Tester", "-c", "user.email=tester@example.org", "-c", "init.defaultBranch=main")
     return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def git():
+    """git(folder, *arguments) -> what git prints."""
+    return _git
 
 
 @pytest.fixture
@@ -39,22 +45,7 @@ def project(tmp_path):
     params["data"]["builtin"] = {"seed": 0, "demonstrations_per_question": 1, "rankings_per_question": 1}
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (root / ".gitignore").write_text("/runs/\n")
-    git(root, "init", "--quiet")
-    git(root, "add", ".")
-    git(root, "commit", "--quiet", "-m", "start")
+    _git(root, "init", "--quiet")
+    _git(root, "add", ".")
+    _git(root, "commit", "--quiet", "-m", "start")
     return root
-
-
-@pytest.fixture
-def config(project):
-    """What the project's params.yaml says."""
-    from flows.settings import load_config
-
-    return load_config(project)
-
-
-@pytest.fixture
-def context(project):
-    from tasks.stage import Context
-
-    return Context(root=project, runs=project / "runs")

@@ -142,9 +142,7 @@ def make_evaluation(**changes):
         "judge_accuracy": (0.8, 0.77, 0.83),
         "judge_pairs": 900,
         "reward_model_accuracy": (0.8, 0.77, 0.83),
-        "over_optimisation": OverOptimisation(
-            own_gain=up, judge_gain=up, registered_own_gain=up, registered_judge_gain=up, hacked=False
-        ),
+        "over_optimisation": OverOptimisation(own_gain=up, judge_gain=up, registered_own_gain=up, registered_judge_gain=up, hacked=False),
         "chosen_round": 40,
         "rounds": 60,
     }

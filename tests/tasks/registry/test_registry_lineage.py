@@ -6,7 +6,6 @@ from tasks.config import PipelineConfig
 from tasks.errors import EnvironmentRefused
 from tasks.registry.lineage import config_hash, lineage
 
-
 CONFIG = PipelineConfig()
 
 

@@ -1,0 +1,72 @@
+"""The real line, at a size that takes seconds: every stage does its work, and a second run finds all of it done."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from flows.pipeline import LINE
+from flows.record import new_run_id, read_record
+from flows.run import run_line
+from flows.settings import load_config
+from tasks.registry.ask import ask
+from tasks.registry.store import open_store
+
+REPOSITORY = Path(__file__).parents[2]
+
+MINIATURE = """
+max_tokens: 200
+max_new_tokens: 24
+data: {builtin: {demonstrations_per_question: 1, rankings_per_question: 1}}
+sft: {batch: 32}
+reward_model: {batch: 16}
+judge: {batch: 16}
+ppo: {rounds: 2, answers: 32, minibatch: 32, judge_every: 1}
+evaluation: {prompts: 24, resamples: 100}
+"""
+
+LENIENT = """
+min_prompts: 1
+win_rate_above: 0.0
+kl_at_most: 1000
+slice_win_rate: 0.0
+stopped_share: 0.0
+judge_accuracy_above: 0.0
+refuse_reward_hacking: false
+"""
+
+
+@pytest.fixture
+def small_project(project):
+    """The project with the data of the repository, under git and DVC, and gates that a model of two rounds passes."""
+    for name in ("params.yaml", "dvc.yaml", ".dvcignore", ".gitignore", "data/shop.yaml"):
+        (project / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, project / name)
+    (project / ".dvc").mkdir()
+    for name in ("config", ".gitignore"):
+        shutil.copy(REPOSITORY / ".dvc" / name, project / ".dvc" / name)
+    (project / "miniature.yaml").write_text(MINIATURE)
+    (project / "mlflow" / "promotion.yaml").write_text(LENIENT)
+    identity = ("-c", "user.name=T", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", "add", "-A"], check=True, cwd=project)
+    subprocess.run(["git", *identity, "commit", "--quiet", "-m", "Miniature"], check=True, cwd=project)
+    return project
+
+
+def test_the_line_ends_with_a_champion_that_answers_and_is_not_trained_twice(small_project):
+    config = load_config(small_project, [small_project / "miniature.yaml"])
+    first = run_line(LINE, small_project, config, run=new_run_id())
+    record = read_record(small_project, first.run)
+    assert [stage.state for stage in record.stages] == ["done"] * len(LINE)
+    assert first.decision.decision == "promoted"
+    assert [gate.found for gate in first.decision.gates if gate.name == "git tree"] == ["clean"]
+
+    store = open_store(small_project, config.names.experiment)
+    reply = ask(store, config.names.policy, "How much is the red lamp?", max_new_tokens=8)
+    assert reply.version == "1"
+
+    second = run_line(LINE, small_project, config, run=new_run_id())
+    record = read_record(small_project, second.run)
+    assert {stage.name: stage.state for stage in record.stages if stage.state != "skipped"} == {"baseline": "done"}
+    assert second.decision.decision == "already champion"
