@@ -7,6 +7,7 @@ hides its five seconds; and it leads a session of its own and ends when its stan
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import socket
 import subprocess
@@ -32,8 +33,10 @@ class LocalServer:
     def __init__(self, home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self._log = home / "local-server.log"
+        self._tables = home / f"tables-of-{importlib.metadata.version('prefect')}"
         self._first_start = FileLock(home / "local-server.lock")
-        self._acquire()
+        if not self._tables.exists():
+            self._be_first()
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flows.local_server"],
@@ -56,6 +59,7 @@ class LocalServer:
             if self._process.poll() is not None or time.monotonic() > give_up:
                 self._refuse()
             time.sleep(0.05)
+        self._tables.touch()
         self._first_start.release()
 
     def stop(self) -> None:
@@ -70,8 +74,8 @@ class LocalServer:
         assert self._process.stdout is not None
         self._process.stdout.close()
 
-    def _acquire(self) -> None:
-        """One at a time until it answers: two that make the same fresh database break each other's."""
+    def _be_first(self) -> None:
+        """Hold a lock until the server answers: two that make the tables of one database at once break each other's."""
         try:
             self._first_start.acquire(timeout=START_SECONDS)
         except Timeout:

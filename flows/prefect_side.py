@@ -30,14 +30,14 @@ LARGEST_MARKDOWN = 100_000
 
 @dataclass(frozen=True)
 class PrefectAPI:
-    """url: of a server that was named, or of one that is still starting. wait: until it answers. ui: its pages, "" if not known.
+    """url: of a server that answers, or of one that is starting. wait: until it answers. ui: its pages, "" for what its url says.
 
     heartbeats: send signs of life from a thread, for which every run waits a second at its end. Only a server that looks
     for dead runs has a use for them.
     """
 
     url: str
-    wait: Callable[[], None]
+    wait: Callable[[], None] = lambda: None
     ui: str = ""
     heartbeats: bool = False
 
@@ -67,16 +67,17 @@ def prefect_api(root: Path) -> Iterator[PrefectAPI]:
         home = use_project_home(root)
         named = named_api(home)
         if named:
+            require(named)
             import prefect.flows
 
             with own_time():
-                yield PrefectAPI(named, lambda: require(named), heartbeats=True)
+                yield PrefectAPI(named, heartbeats=True)
             return
         with local_server(home) as server:
             import prefect.flows  # noqa: F401  (its second of importing is Prefect's)
 
             with own_time():
-                yield PrefectAPI(server.url, server.ready, UI_URL)
+                yield PrefectAPI(server.url, wait=server.ready, ui=UI_URL)
 
 
 def use_project_home(root: Path) -> Path:

@@ -64,7 +64,8 @@ def scheduling_api(root: Path, port: int) -> Iterator[PrefectAPI]:
     here = f"http://{HOST}:{port}"
     named = named_api(home) or (f"{here}/api" if answers(f"{here}/api/health") else "")
     if named:
-        yield PrefectAPI(named, lambda: require(named), named.removesuffix("/api"), heartbeats=True)
+        require(named)
+        yield PrefectAPI(named, ui=named.removesuffix("/api"), heartbeats=True)
         return
     with prefect_server(root, port) as server:
-        yield PrefectAPI(f"{server.address}/api", lambda: None, server.address, heartbeats=True)
+        yield PrefectAPI(f"{server.address}/api", ui=server.address, heartbeats=True)

@@ -25,8 +25,8 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: list[Message], ans
 
     Raises PreflineError where the template rewrites the prompt once an answer follows it.
     """
-    if len(answer) == 1:
-        text = answer[0]["content"]
+    if len(answer) == 1:  # text that looks like a special token stays text: an end in the middle would teach to stop there
+        written = tokenizer(answer[0]["content"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
     else:
         before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
         whole = tokenizer.apply_chat_template(prompt + answer, tokenize=False)
@@ -35,7 +35,8 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: list[Message], ans
                 "The chat template changes the prompt when an answer follows it.", "Give the tokenizer a template that only appends."
             )
         text = whole[len(before) :].rstrip().removesuffix(tokenizer.eos_token)
-    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        written = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [*written, tokenizer.eos_token_id]
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:

@@ -1,5 +1,6 @@
 """The command line: what it says, and the exit code that says which kind of trouble it was."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -91,3 +92,12 @@ def test_ctrl_c_is_one_line_and_130(project, prefline, monkeypatch):
     assert code == 130
     assert error.startswith("prefline: interrupted.")
     assert error.count("\n") == 1
+
+
+def test_a_prefect_server_that_is_not_there_is_named_at_once(project):
+    environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:1/api"}
+    program = "from flows.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, "run"], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 5
+    assert done.stderr.startswith("prefline: No Prefect server answers at http://127.0.0.1:1/api.")
+    assert not (project / "runs").exists()

@@ -102,8 +102,9 @@ def test_a_better_policy_takes_the_place_and_the_old_one_is_remembered(tracked, 
     assert decision.previous == "1"
     assert aliases(tracked) == {"champion": "2", "previous": "1"}
     assert [entry.version for entry in read_ledger(tracked.store, NAME)] == ["1", "2"]
-    again, _ = finish(policy=1, evaluation=evaluation(baseline="champion, version 1", baseline_version="1"))
+    again, same = finish(policy=1, evaluation=evaluation(baseline="champion, version 1", baseline_version="1"))
     assert again.decision == "already champion"
+    assert same.digest == opponent.digest
 
 
 def test_a_worse_policy_stays_challenger(tracked, finish, evaluation, interval):

@@ -93,3 +93,11 @@ def test_a_template_that_rewrites_the_prompt_is_refused_for_answers_of_several_m
 def test_a_saved_tokenizer_encodes_alike(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     assert encode_prompt(load_tokenizer(tmp_path), LATER) == encode_prompt(tokenizer, LATER)
+
+
+def test_an_answer_that_spells_a_special_token_ends_once_and_reads_the_same(tokenizer):
+    # "<|end|>" typed by a person is seven characters, not the end of an answer
+    tokens = encode_answer(tokenizer, [user("hi")], [assistant("a<|end|>b<|assistant|>c")])
+    assert tokens.count(tokenizer.eos_token_id) == 1
+    assert tokens[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(tokens[:-1]) == "a<|end|>b<|assistant|>c"
