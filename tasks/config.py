@@ -139,7 +139,7 @@ class KLConfig(Section):
 class PPOConfig(Section):
     """Proximal policy optimisation; names and defaults after Stiennon et al. 2020 and Huang et al. 2024."""
 
-    rounds: Count = 30
+    rounds: Count = 24
     answers: Count = 128
     minibatch: Count = 64
     epochs: Count = 4
