@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
 from flows.clock import elapsed
+from flows.page import write_page
 from flows.progress import progress_display
 from flows.record import Recorder, RunRecord, killed_runs
 from flows.summary import markdown
@@ -23,6 +24,7 @@ from tasks.costs import costs
 from tasks.errors import ConfigError, PreflineError
 from tasks.registry.decision import Decision
 from tasks.registry.lineage import lineage
+from tasks.registry.store import talking_to
 from tasks.registry.tracking import MLflowRun, close_killed, closing
 from tasks.stage import Context, Observer, Stage, StageResult, read_result
 
@@ -102,6 +104,10 @@ class PipelineRun:
             record.decision = Decision.load(self.results["promote"].path)
         record.seconds, record.costs = elapsed(), {str(tool): seconds for tool, seconds in costs().items()}
         self.tracked.describe(markdown(record))
+        page = write_page(record, self.results, self.context.root)
+        if page:
+            with talking_to(self.tracked.store.uri):
+                self.tracked.store.client.log_artifact(self.tracked.run_id, str(page))
         return record
 
 

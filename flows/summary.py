@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.figures import duration, main_figures
-from flows.record import RunRecord, StageRecord
+from flows.record import RunRecord, StageRecord, folder_of
 from tasks.registry.decision import Decision
 
 TOOLS = {"prefect": "Prefect", "mlflow": "MLflow", "dvc": "DVC", "great-expectations": "Great Expectations"}
@@ -85,10 +85,9 @@ def costs_line(record: RunRecord) -> str:
 def places(record: RunRecord, root: Path) -> list[tuple[str, str]]:
     """Where to look, by name."""
     found = []
-    reports = [Path(stage.path) / "report.html" for stage in record.stages if stage.path]
-    for report in reports:
-        if report.exists():
-            found.append(("Report", str(report.relative_to(root)) if report.is_relative_to(root) else str(report)))
+    page = folder_of(root, record.run) / "report.html"
+    if page.exists():
+        found.append(("Report", str(page.relative_to(root))))
     if record.mlflow_url:
         found.append(("MLflow", record.mlflow_url))
     if record.prefect_url:

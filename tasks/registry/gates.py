@@ -27,7 +27,7 @@ class PromotionPolicy(BaseModel):
     min_prompts: Annotated[int, Field(ge=1)] = 200
     win_rate_above: Share = 0.5
     win_rate_over_sft_above: Share = 0.5
-    kl_at_most: Annotated[float, Field(gt=0)] = 15.0
+    kl_at_most: Annotated[float, Field(gt=0)] = 10.0
     slice_win_rate: Share = 0.45
     stopped_share: Share = 0.9
     judge_accuracy_above: Share = 0.5

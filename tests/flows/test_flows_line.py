@@ -62,6 +62,10 @@ def test_the_line_ends_with_a_champion_that_answers_and_is_not_trained_twice(sma
     assert first.decision.decision == "promoted"
     assert [gate.found for gate in first.decision.gates if gate.name == "git tree"] == ["clean"]
 
+    page = (small_project / "runs" / first.run / "report.html").read_text()
+    assert record.commit in page
+    assert "new champion" in page or "promoted" in page
+
     store = open_store(small_project, config.names.experiment)
     reply = ask(store, config.names.policy, "How much is the red lamp?", max_new_tokens=8)
     assert reply.version == "1"

@@ -37,8 +37,8 @@ def test_too_few_prompts(evaluation):
 
 
 def test_kl_budget(evaluation):
-    assert refused(evaluation(kl=15.0)) == []
-    assert refused(evaluation(kl=15.01)) == ["KL from SFT"]
+    assert refused(evaluation(kl=10.0)) == []
+    assert refused(evaluation(kl=10.01)) == ["KL from SFT"]
 
 
 def test_reward_hacking_is_named(evaluation):
