@@ -2,7 +2,8 @@
 
 Clones the committed project into a temporary folder and runs it there for each seed, then once more with nothing
 changed. Time, peak memory (resident, summed over the process tree), the tools' share and the figures of the evaluation go
-to benchmarks/results/demo.json and, as a table, to the terminal.
+to benchmarks/results/demo.json by seed, and a row of the docs'
+table to the terminal.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -40,7 +42,7 @@ def peak_memory(process: psutil.Process, done: threading.Event) -> list[float]:
     return seen
 
 
-def run(project: Path, *arguments: str) -> dict[str, object]:
+def run(project: Path, *arguments: str) -> dict[str, Any]:
     """One `prefline run` in the project; its wall time, peak memory, exit code and record."""
     environment = {**psutil.Process().environ(), "PYTHONPATH": str(project)}
     begun = time.monotonic()
@@ -70,27 +72,39 @@ def run(project: Path, *arguments: str) -> dict[str, object]:
 
 
 def main(seeds: list[str]) -> None:
-    found = []
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    results = RESULTS / "demo.json"
+    found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    RESULTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
             project = Path(folder) / f"seed-{seed}"
             subprocess.run(["git", "clone", "--quiet", str(ROOT), str(project)], check=True)
             first = run(project, "--set", f"seed={seed}")
             again = run(project, "--set", f"seed={seed}")
-            found.append({"seed": seed, "first": first, "again": again})
-            row = first["evaluation"]
-            share = sum(first["tools"].values()) / first["seconds"]
-            print(
-                f"seed {seed}: {first['seconds']} s, again {again['seconds']} s, {first['peak_gib']} GiB, tools {share:.0%}, "
-                f"{first['decision']}; gold {row['gold_sft']:.2f} -> {row['gold_policy']:.2f}, wins {row['win_rate_gold']:.3f} "
-                f"(from {row['win_rate_gold_low']:.3f}), judge {row['win_rate']:.3f} (from {row['win_rate_low']:.3f}), "
-                f"right {row['right_sft']:.3f} -> {row['right_policy']:.3f}, KL {row['kl']:.2f}",
-                flush=True,
-            )
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    RESULTS.mkdir(exist_ok=True)
-    body = {"commit": commit, "python": platform.python_version(), "cores": psutil.cpu_count(), "runs": found}
-    (RESULTS / "demo.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+            machine = {"commit": commit, "python": platform.python_version(), "cores": psutil.cpu_count()}
+            found[f"seed {seed}"] = {**machine, "first": first, "again": again}
+            results.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            print(line(seed, first, again), flush=True)
+
+
+def line(seed: str, first: dict[str, Any], again: dict[str, Any]) -> str:
+    """A row of the table in docs/benchmarks.md."""
+    row, share = first["evaluation"], sum(first["tools"].values()) / first["seconds"]
+    cells = [
+        seed,
+        f"{first['seconds']:.0f} s",
+        f"{again['seconds']:.0f} s",
+        f"{first['peak_gib']:.1f} GiB",
+        f"{share:.0%}",
+        f"{row['gold_sft']:.2f} to {row['gold_policy']:.2f}",
+        f"{row['win_rate_gold']:.3f} ({row['win_rate_gold_low']:.3f})",
+        f"{row['win_rate']:.3f} ({row['win_rate_low']:.3f})",
+        f"{row['right_sft']:.0%} to {row['right_policy']:.0%}",
+        f"{row['kl']:.1f}",
+        str(first["decision"]),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
