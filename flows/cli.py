@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.clock import elapsed
+import flows.clock  # noqa: F401  (the clock of the run begins with its import, before all that is slow to import)
 from flows.data_commands import data_app
 from flows.settings import load_config, project_root
 from tasks.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_NOT_PROMOTED, PreflineError
@@ -91,10 +91,9 @@ def _report(root: Path, outcome: Outcome) -> None:
 
     from flows.record import read_record
     from flows.summary import print_summary
-    from tasks.costs import costs
 
     record = read_record(root, outcome.run)
-    record.seconds, record.costs = elapsed(), {str(tool): seconds for tool, seconds in costs().items()}
+    record.take_times()
     record.save(root)
     print_summary(record, root, Console())
     refused = outcome.decision is not None and outcome.decision.decision == "not promoted"

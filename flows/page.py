@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from flows.figures import main_figures
-from flows.record import RunRecord, folder_of
+from flows.record import RunRecord, page_of
 from tasks.data.snapshot import read_snapshot
 from tasks.evaluation.answers import read_answers
 from tasks.evaluation.report import StageLine, render_report
 from tasks.evaluation.result import Evaluation
 from tasks.stage import StageResult
-
-PAGE = "report.html"
 
 
 def write_page(record: RunRecord, results: dict[str, StageResult], root: Path) -> Path | None:
@@ -33,7 +31,7 @@ def write_page(record: RunRecord, results: dict[str, StageResult], root: Path) -
         StageLine(stage.name, stage.seconds, main_figures(stage.name, stage.metrics), stage.skipped or stage.state)
         for stage in record.stages
     ]
-    page = folder_of(root, record.run) / PAGE
+    page = page_of(root, record.run)
     page.write_text(
         render_report(
             Evaluation.load(evaluated), read_answers(evaluated), evaluated, record.decision, record.decision.gates, lineage, stages

@@ -18,6 +18,8 @@ from typing import Any, Literal, Self
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from flows.clock import elapsed
+from tasks.costs import costs
 from tasks.errors import EnvironmentRefused, PreflineError
 from tasks.registry.decision import Decision
 from tasks.registry.lineage import Lineage
@@ -68,6 +70,10 @@ class RunRecord(BaseModel):
     def stage(self, name: str) -> StageRecord:
         return next(stage for stage in self.stages if stage.name == name)
 
+    def take_times(self) -> None:
+        """Note how long this process has run, and what of it each tool took."""
+        self.seconds, self.costs = elapsed(), {str(tool): seconds for tool, seconds in costs().items()}
+
     def save(self, root: Path) -> None:
         """Replace run.json. Raises EnvironmentRefused where the disk does not take it."""
         path = folder_of(root, self.run) / "run.json"
@@ -83,6 +89,11 @@ class RunRecord(BaseModel):
 
 def folder_of(root: Path, run: str) -> Path:
     return root / "runs" / run
+
+
+def page_of(root: Path, run: str) -> Path:
+    """The run's page for people, if it came to a decision."""
+    return folder_of(root, run) / "report.html"
 
 
 def new_run_id() -> str:

@@ -14,17 +14,14 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from flows.clock import elapsed
 from flows.page import write_page
 from flows.progress import progress_display
 from flows.record import Recorder, RunRecord, killed_runs
 from flows.summary import markdown
 from tasks.config import PipelineConfig
-from tasks.costs import costs
 from tasks.errors import ConfigError, PreflineError
 from tasks.registry.decision import Decision
 from tasks.registry.lineage import lineage
-from tasks.registry.store import talking_to
 from tasks.registry.tracking import MLflowRun, close_killed, closing
 from tasks.stage import Context, Observer, Stage, StageResult, read_result
 
@@ -88,7 +85,7 @@ class PipelineRun:
         inputs = inputs_of(stage, self.results)
         if not stage.cached:  # it looks at an outside store: ask again
             return self.do(stage)
-        found = read_result(stage.folder(self.context, stage.key(self.config, inputs, self.context.root)))
+        found = read_result(stage.folder(self.context, stage.key(self.config, inputs)))
         if not found:
             raise PreflineError(
                 f"{stage.name} has no finished result for this configuration.",
@@ -102,12 +99,11 @@ class PipelineRun:
         record = self.recorder.record
         if "promote" in self.results:
             record.decision = Decision.load(self.results["promote"].path)
-        record.seconds, record.costs = elapsed(), {str(tool): seconds for tool, seconds in costs().items()}
+        record.take_times()
         self.tracked.describe(markdown(record))
         page = write_page(record, self.results, self.context.root)
         if page:
-            with talking_to(self.tracked.store.uri):
-                self.tracked.store.client.log_artifact(self.tracked.run_id, str(page))
+            self.tracked.attach(page)
         return record
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.figures import duration, main_figures
-from flows.record import RunRecord, StageRecord, folder_of
+from flows.record import RunRecord, StageRecord, page_of
 from tasks.registry.decision import Decision
 
 TOOLS = {"prefect": "Prefect", "mlflow": "MLflow", "dvc": "DVC", "great-expectations": "Great Expectations"}
@@ -85,7 +85,7 @@ def costs_line(record: RunRecord) -> str:
 def places(record: RunRecord, root: Path) -> list[tuple[str, str]]:
     """Where to look, by name."""
     found = []
-    page = folder_of(root, record.run) / "report.html"
+    page = page_of(root, record.run)
     if page.exists():
         found.append(("Report", str(page.relative_to(root))))
     if record.mlflow_url:

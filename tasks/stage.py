@@ -136,7 +136,7 @@ class Stage:
         """Names of the results that the body takes."""
         return tuple(name for name in inspect.signature(self.body).parameters if name not in ("config", "run"))
 
-    def identity(self, config: PipelineConfig, inputs: dict[str, StageResult], root: Path) -> dict[str, Any]:
+    def identity(self, config: PipelineConfig, inputs: dict[str, StageResult]) -> dict[str, Any]:
         """Everything that decides the result."""
         return {
             "stage": self.name,
@@ -146,8 +146,8 @@ class Stage:
             "libraries": library_versions(),
         }
 
-    def key(self, config: PipelineConfig, inputs: dict[str, StageResult], root: Path) -> str:
-        body = json.dumps(self.identity(config, inputs, root), sort_keys=True)
+    def key(self, config: PipelineConfig, inputs: dict[str, StageResult]) -> str:
+        body = json.dumps(self.identity(config, inputs), sort_keys=True)
         return hashlib.sha256(body.encode()).hexdigest()[:20]
 
     def folder(self, context: Context, key: str) -> Path:
@@ -157,11 +157,11 @@ class Stage:
         """The result of an earlier run with the same key whose files still hash to what its manifest says."""
         if not self.cached or self.name in context.force:
             return None
-        return read_result(self.folder(context, self.key(config, inputs, context.root)))
+        return read_result(self.folder(context, self.key(config, inputs)))
 
     def run(self, config: PipelineConfig, inputs: dict[str, StageResult], context: Context) -> StageResult:
         """Do the work, or skip it where `lookup` finds it done. Raises PreflineError; leaves a whole folder or none."""
-        key = self.key(config, inputs, context.root)
+        key = self.key(config, inputs)
         folder = self.folder(context, key)
         with _disk_errors(folder), _alone(folder):
             done = self.lookup(config, inputs, context)
@@ -170,7 +170,7 @@ class Stage:
             return self._work(config, inputs, context, key, folder)
 
     def _work(self, config: PipelineConfig, inputs: dict[str, StageResult], context: Context, key: str, folder: Path) -> StageResult:
-        identity = self.identity(config, inputs, context.root)
+        identity = self.identity(config, inputs)
         for observer in context.observers:
             observer.started(self.name, key, identity["settings"])
         partial = folder.with_name(f"{key}.partial")

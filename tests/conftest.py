@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import subprocess
 import tempfile
 
 import pytest
@@ -83,3 +84,25 @@ def policy_folder(llama, tokenizer, tmp_path):
 
     save(llama, tokenizer, tmp_path / "policy")
     return tmp_path / "policy"
+
+
+@pytest.fixture(scope="session")
+def git():
+    """git(folder, *arguments) -> what git prints, by somebody who has no settings of their own."""
+    settings = {"user.name": "Tester", "user.email": "tester@example.org", "commit.gpgsign": "false", "init.defaultBranch": "main"}
+    options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+
+    def call(folder, *arguments):
+        return subprocess.run(["git", *options, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def mlflow_tables(tmp_path_factory):
+    """A SQLite file with MLflow's tables: making them takes seconds, copying the file does not."""
+    from tasks.registry.store import connect
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    connect(f"sqlite:///{path}").search_experiments(max_results=1)
+    return path

@@ -14,14 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.data.encoding import decode, encode_answer, encode_prompt, load_tokenizer
 from tasks.data.records import Message, assistant, write_jsonl
+from tasks.training.loop import seed_of
 from tasks.training.models import RewardModel, load_policy, score_texts, tokenizer_fingerprint
-from tasks.training.rollouts import Answer, Sampling, answer_logprobs, sample
-
-TOKENS_AT_ONCE = 8192
-"""Tokens of prompts and answers in one batch: their keys and values stay in memory."""
-
-LOGITS_AT_ONCE = 2**25
-"""Numbers in one batch of logits (128 MB): with a large vocabulary these, and not the tokens, fill the memory."""
+from tasks.training.rollouts import TOKENS_AT_ONCE, Answer, Sampling, given_logprobs, sample
 
 ANSWERS = "answers.jsonl"
 
@@ -117,25 +112,15 @@ class Speaker:
         answers: list[Answer] = []
         size = max(1, TOKENS_AT_ONCE // (max(len(prompt) for prompt in encoded) + sampling.max_new_tokens))
         for first in range(0, len(prompts), size):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + first)
+            generator = torch.Generator().manual_seed(seed_of(seed, first))
             batch = encoded[first : first + size]
             answers += sample(self.model, batch, sampling, self.vocabulary.tokenizer.eos_token_id, generator)
             done(len(batch))
         return answers
 
-    @torch.inference_mode()
     def logprobs(self, prompts: Sequence[list[Message]], answers: list[list[int]], temperature: float) -> list[list[float]]:
-        """Log-probability of each token of given answers, in nats, in batches that fit in memory."""
-        self.model.eval()
-        encoded = [self.vocabulary.encode(prompt) for prompt in prompts]
-        longest = max(len(prompt) + len(answer) for prompt, answer in zip(encoded, answers, strict=True))
-        size = max(1, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // self.model.config.vocab_size) // longest)
-        found: list[list[float]] = []
-        for first in range(0, len(prompts), size):
-            batch = answers[first : first + size]
-            logprobs, _, _ = answer_logprobs(self.model, encoded[first : first + size], batch, temperature)
-            found += [row[: len(answer)] for row, answer in zip(logprobs.tolist(), batch, strict=True)]
-        return found
+        """Log-probability of each token of given answers, in nats."""
+        return given_logprobs(self.model, [self.vocabulary.encode(prompt) for prompt in prompts], answers, temperature)
 
     def text(self, answer: Answer) -> str:
         return decode(self.vocabulary.tokenizer, answer.tokens)

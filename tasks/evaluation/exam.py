@@ -13,8 +13,8 @@ import numpy as np
 from tasks.data.records import Message
 from tasks.data.snapshot import Prompt
 from tasks.evaluation.answers import Speaker, Texts, Vocabulary
-from tasks.evaluation.statistics import kl_per_sequence
 from tasks.stage import StageRun
+from tasks.training.estimators import kl_per_sequence
 from tasks.training.rollouts import Sampling
 
 

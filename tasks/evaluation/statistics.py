@@ -158,11 +158,3 @@ def prefer_longer(chosen_lengths: np.ndarray, rejected_lengths: np.ndarray) -> f
     Whichever is larger is the floor that a reward model has to clear.
     """
     return float(np.mean(outcomes_of(chosen_lengths, rejected_lengths)))
-
-
-def kl_per_sequence(logprobs: Sequence[Sequence[float]], ref_logprobs: Sequence[Sequence[float]]) -> float:
-    """KL(policy || reference) in nats a sequence: sum over an answer's tokens of log pi - log pi_ref, mean over answers.
-
-    Unbiased for answers sampled from the policy at the temperature of the log-probabilities (k1 in Schulman 2020).
-    """
-    return float(np.mean([sum(p) - sum(q) for p, q in zip(logprobs, ref_logprobs, strict=True)]))

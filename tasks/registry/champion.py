@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING
@@ -20,21 +21,18 @@ PREVIOUS = "previous"
 
 def by_alias(store: Store, name: str, alias: str) -> ModelVersion | None:
     """The version that the alias points to; None without the model, without the alias, or once the version was deleted."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return store.client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
-            return None
-        raise
+    return _if_there(lambda: store.client.get_model_version_by_alias(name, alias))
 
 
 def by_version(store: Store, name: str, version: str) -> ModelVersion | None:
+    return _if_there(lambda: store.client.get_model_version(name, version))
+
+
+def _if_there(ask: Callable[[], ModelVersion]) -> ModelVersion | None:
     from mlflow.exceptions import MlflowException
 
     try:
-        return store.client.get_model_version(name, version)
+        return ask()
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
             return None

@@ -143,6 +143,11 @@ class MLflowRun:
         with talking_to(self.store.uri):
             self.store.client.set_tag(self.run_id, "mlflow.note.content", markdown)
 
+    def attach(self, file: Path) -> None:
+        """Keep a file as an artifact of the parent."""
+        with talking_to(self.store.uri):
+            self.store.client.log_artifact(self.run_id, str(file))
+
     def end(self, error: BaseException | None) -> None:
         """Close the parent, and any child that something in between left open."""
         status = status_of(error)

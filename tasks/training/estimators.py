@@ -5,6 +5,8 @@ Pure functions of tensors of shape (rows, time); `mask` is 1.0 on the tokens of 
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +22,14 @@ def kl_estimates(logprobs: Tensor, ref_logprobs: Tensor) -> tuple[Tensor, Tensor
     """
     d = logprobs - ref_logprobs
     return d, d**2 / 2, torch.exp(-d) - 1 + d
+
+
+def kl_per_sequence(logprobs: Sequence[Sequence[float]], ref_logprobs: Sequence[Sequence[float]]) -> float:
+    """KL(policy || reference) in nats a sequence: sum over an answer's tokens of log pi - log pi_ref, mean over answers.
+
+    Unbiased for answers sampled from the policy at the temperature of the log-probabilities (k1 in Schulman 2020).
+    """
+    return statistics.fmean(sum(p) - sum(q) for p, q in zip(logprobs, ref_logprobs, strict=True))
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

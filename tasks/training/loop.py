@@ -43,9 +43,14 @@ Report = Callable[..., None]
 """report(done, total, **metrics), called after every step."""
 
 
+def seed_of(seed: int, step: int) -> int:
+    """A seed for one step (an epoch, a round, a batch) of a seeded whole; any seed and step are within torch's range."""
+    return (seed * 1_000_003 + step) % 2**63
+
+
 def order_of_epoch(count: int, seed: int, epoch: int) -> list[int]:
     """The rows' order in an epoch: a permutation that depends on nothing but its arguments."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    generator = torch.Generator().manual_seed(seed_of(seed, epoch))
     return torch.randperm(count, generator=generator).tolist()
 
 

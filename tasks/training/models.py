@@ -30,6 +30,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from tasks.config import TinyConfig
+from tasks.data.records import digest
 from tasks.errors import ConfigError
 
 transformers_logging.disable_progress_bar()  # the stage's own bar is enough
@@ -276,14 +277,17 @@ class RewardModel(nn.Module):
 
     def values(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The head's output at every position, (rows, time): what a critic needs."""
-        hidden = self.body.base_model(input_ids=tokens, attention_mask=mask, position_ids=positions(mask), use_cache=False)
-        return self.body.score(hidden.last_hidden_state).squeeze(-1) + self.bias
+        return self._head(self._hidden(tokens, mask))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Scores of texts, (rows,). The mask says where a text ends, never a token's id."""
-        hidden = self.body.base_model(input_ids=tokens, attention_mask=mask, position_ids=positions(mask), use_cache=False)
-        last = hidden.last_hidden_state[torch.arange(len(tokens)), mask.cumsum(1).argmax(1)]
-        return self.body.score(last).squeeze(-1) + self.bias
+        return self._head(self._hidden(tokens, mask)[torch.arange(len(tokens)), mask.cumsum(1).argmax(1)])
+
+    def _hidden(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return self.body.base_model(input_ids=tokens, attention_mask=mask, position_ids=positions(mask), use_cache=False).last_hidden_state
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        return self.body.score(hidden).squeeze(-1) + self.bias
 
 
 @torch.inference_mode()
@@ -312,7 +316,5 @@ def describe(model: PreTrainedModel) -> dict[str, str | int]:
 
 def tokenizer_fingerprint(folder: Path) -> str:
     """The vocabulary's digest: two models whose digests differ do not read the same tokens."""
-    import hashlib
-
     body = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    return hashlib.sha256(json.dumps(body["model"].get("vocab"), sort_keys=True).encode()).hexdigest()[:16]
+    return digest(body["model"].get("vocab"))

@@ -30,10 +30,10 @@ from tasks.training.estimators import (
     token_rewards,
     whiten,
 )
-from tasks.training.loop import Report, order_of_epoch
+from tasks.training.loop import Report, order_of_epoch, seed_of
 from tasks.training.losses import clipped_value_loss, ppo_policy_loss
 from tasks.training.models import RewardModel, pad, score_texts
-from tasks.training.rollouts import Sampling, answer_logprobs, sample
+from tasks.training.rollouts import Sampling, answer_logprobs, answer_places, rows_at_once, sample
 
 Stats = dict[str, float]
 
@@ -79,7 +79,7 @@ def answer_values(critic: RewardModel, prompts: list[list[int]], answers: list[l
     tokens, mask = pad([p + a for p, a in zip(prompts, answers, strict=True)], 0)
     values = critic.values(tokens, mask)
     _, answer_mask = pad(answers, 0)
-    where = torch.tensor([len(p) - 1 for p in prompts]).unsqueeze(1) + torch.arange(answer_mask.shape[1])
+    where = answer_places(prompts, answer_mask.shape[1])
     return values.gather(1, where.clamp(max=values.shape[1] - 1)) * answer_mask
 
 
@@ -124,8 +124,7 @@ def collect(
 
 def _parts(prompts: list[list[int]], answers: list[list[int]], tokens_at_once: int) -> list[tuple[list[list[int]], list[list[int]]]]:
     """Neighbouring rows in parts of at most tokens_at_once, in order."""
-    longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    size = max(1, tokens_at_once // longest)
+    size = rows_at_once(prompts, answers, tokens_at_once)
     return [(prompts[i : i + size], answers[i : i + size]) for i in range(0, len(prompts), size)]
 
 
@@ -157,8 +156,7 @@ def _step(models: Models, optimizer: torch.optim.Optimizer, batch: Rollout, conf
     optimizer.zero_grad(set_to_none=True)
     tokens = float(batch.mask.sum())
     totals = torch.zeros(5)
-    longest = max(len(p) + len(a) for p, a in zip(batch.prompts, batch.answers, strict=True))
-    size = max(1, config.tokens_at_once // longest)
+    size = rows_at_once(batch.prompts, batch.answers, config.tokens_at_once)
     for first in range(0, len(batch.answers), size):
         part = batch.rows(list(range(first, min(first + size, len(batch.answers)))))
         logprobs, mask, entropy = answer_logprobs(models.policy, part.prompts, part.answers, config.temperature)
@@ -244,19 +242,18 @@ def optimise(
     if not progress.looks:
         progress.looks.append(look(0, models.policy))
     for number in range(progress.done, config.rounds):
-        if config.stop_kl is not None and progress.history and progress.history[-1]["kl"] > config.stop_kl:
+        if _out_of_bounds(progress, config):
             break
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * (1 - number / config.rounds)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        seed_of_round = seed_of(seed, number)
         batch = [prompts[i] for i in _prompts_of_round(len(prompts), config.answers, number, seed)]
-        rollout = collect(models, batch, config, sampling, eos, controller.beta, generator)
-        stats = rollout.stats | update(models, optimizer, rollout, config, seed * 1_000_003 + number)
+        rollout = collect(models, batch, config, sampling, eos, controller.beta, torch.Generator().manual_seed(seed_of_round))
+        stats = rollout.stats | update(models, optimizer, rollout, config, seed_of_round)
         controller.update(stats["kl"], config.answers)
         progress.history.append(stats)
         progress.done = number + 1
-        out_of_bounds = config.stop_kl is not None and stats["kl"] > config.stop_kl
-        last = progress.done == config.rounds or out_of_bounds
+        last = progress.done == config.rounds or _out_of_bounds(progress, config)
         if last or progress.done % config.judge_every == 0:
             progress.looks.append(look(progress.done, models.policy))
             _keep_best(progress, models.policy, config)
@@ -265,6 +262,11 @@ def optimise(
         report(progress.done, config.rounds, **stats)
     models.policy.load_state_dict(progress.best)
     return progress
+
+
+def _out_of_bounds(progress: Progress, config: PPOConfig) -> bool:
+    """Has the newest round gone further from the reference than it may? Asked of a resumed run too."""
+    return config.stop_kl is not None and bool(progress.history) and progress.history[-1]["kl"] > config.stop_kl
 
 
 def _prompts_of_round(count: int, wanted: int, number: int, seed: int) -> list[int]:

@@ -14,6 +14,12 @@ from transformers import DynamicCache, PreTrainedModel
 from tasks.training.losses import token_logprobs
 from tasks.training.models import pad, positions
 
+TOKENS_AT_ONCE = 8192
+"""Tokens of prompts and answers in one batch: their keys and values stay in memory."""
+
+LOGITS_AT_ONCE = 2**25
+"""Numbers in one batch of logits (128 MB): with a large vocabulary these, and not the tokens, fill the memory."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -85,7 +91,7 @@ def answer_logprobs(
     """
     tokens, mask = pad([p + a for p, a in zip(prompts, answers, strict=True)], 0)
     answer_tokens, answer_mask = pad(answers, 0)
-    where = torch.tensor([len(p) - 1 for p in prompts]).unsqueeze(1) + torch.arange(answer_tokens.shape[1])
+    where = answer_places(prompts, answer_tokens.shape[1])
     kept = answer_mask.bool()
     rows = torch.arange(len(prompts)).unsqueeze(1).expand_as(where)[kept]
     logits = _logits_at(model, tokens, mask, rows, where[kept]).float() / temperature
@@ -96,6 +102,29 @@ def answer_logprobs(
     with torch.no_grad():
         entropy[kept] = normaliser - (logits.softmax(-1) * logits).sum(-1)
     return logprobs, answer_mask.float(), entropy
+
+
+def answer_places(prompts: list[list[int]], width: int) -> Tensor:
+    """Where, in prompt + answer, the model stands before each of an answer's tokens, (rows, width)."""
+    return torch.tensor([len(prompt) - 1 for prompt in prompts]).unsqueeze(1) + torch.arange(width)
+
+
+def rows_at_once(prompts: list[list[int]], answers: list[list[int]], tokens_at_once: int) -> int:
+    """How many rows of prompt + answer make a batch of at most tokens_at_once, padding included; at least one."""
+    return max(1, tokens_at_once // max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)))
+
+
+@torch.inference_mode()
+def given_logprobs(model: PreTrainedModel, prompts: list[list[int]], answers: list[list[int]], temperature: float) -> list[list[float]]:
+    """Log-probability of each token of given answers, in nats, a list a row, in batches that fit in memory."""
+    model.eval()
+    size = rows_at_once(prompts, answers, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // model.config.vocab_size))
+    found: list[list[float]] = []
+    for first in range(0, len(prompts), size):
+        batch = answers[first : first + size]
+        logprobs, _, _ = answer_logprobs(model, prompts[first : first + size], batch, temperature)
+        found += [row[: len(answer)] for row, answer in zip(logprobs.tolist(), batch, strict=True)]
+    return found
 
 
 def _logits_at(model: PreTrainedModel, tokens: Tensor, mask: Tensor, rows: Tensor, places: Tensor) -> Tensor:

@@ -16,12 +16,12 @@ from tasks.data.records import Split, write_jsonl
 from tasks.data.snapshot import Dataset, Prompt, dataset
 from tasks.errors import ConfigError, PreflineError
 from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
-from tasks.training.estimators import kl_estimates
+from tasks.training.estimators import kl_per_sequence
 from tasks.training.loop import fit, order_of_epoch
 from tasks.training.models import RewardModel, build_base, context_of, describe, load_policy, save, score_texts
 from tasks.training.ppo import Look, Models, Progress, optimise
 from tasks.training.reward_model import Group, accuracy, group_loss, pair_scores, reward_groups
-from tasks.training.rollouts import Sampling, answer_logprobs, sample
+from tasks.training.rollouts import Sampling, given_logprobs, sample
 from tasks.training.sft import perplexity, sft_loss, sft_rows
 
 MODEL = "model"
@@ -214,6 +214,7 @@ class Onlooker:
         answers = sample(policy, self.tokens, self.sampling, self.tokenizer.eos_token_id, generator)
         texts = [prompt + answer.tokens for prompt, answer in zip(self.tokens, answers, strict=True)]
         own, judge = score_texts(self.reward_model, texts), score_texts(self.judge, texts)
+        theirs = given_logprobs(self.reference, self.tokens, [answer.tokens for answer in answers], self.sampling.temperature)
         said = [decode(self.tokenizer, answer.tokens) for answer in answers]
         asked = [prompt.messages[-1]["content"] for prompt in self.prompts]
         gold = None
@@ -221,7 +222,7 @@ class Onlooker:
             gold = [self.shop.gold(question, answer).utility for question, answer in zip(asked, said, strict=True)]
         return Look(
             round=number,
-            kl=self._kl([answer.tokens for answer in answers], [answer.logprobs for answer in answers]),
+            kl=kl_per_sequence([answer.logprobs for answer in answers], theirs),
             length=statistics.fmean(len(answer.tokens) for answer in answers),
             stopped=statistics.fmean(answer.stopped for answer in answers),
             own=own,
@@ -231,18 +232,6 @@ class Onlooker:
                 {"prompt": asked[i], "answer": said[i], "own": own[i], "judge": judge[i]} for i in range(min(SAMPLES_KEPT, len(said)))
             ],
         )
-
-    def _kl(self, answers: list[list[int]], logprobs: list[list[float]], at_once: int = 64) -> float:
-        """Mean over sequences of log pi - log pi_ref (k1), in nats a sequence."""
-        total = 0.0
-        for first in range(0, len(answers), at_once):
-            part = slice(first, first + at_once)
-            theirs, mask, _ = answer_logprobs(self.reference, self.tokens[part], answers[part], self.sampling.temperature)
-            ours = torch.zeros_like(theirs)
-            for row, values in zip(ours, logprobs[part], strict=True):
-                row[: len(values)] = torch.tensor(values)
-            total += float((kl_estimates(ours, theirs)[0] * mask).sum())
-        return total / len(answers)
 
 
 def _write_rounds(progress: Progress, validation_prompts: int, out: Path) -> None:

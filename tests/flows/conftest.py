@@ -1,7 +1,6 @@
 """A project in a git repository with a fresh MLflow store, stages that train nothing, and one Prefect server a session."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,23 +8,8 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 
 
-def git(root, *arguments):
-    identity = ("-c", "user.name=T", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
-    subprocess.run(["git", *identity, "-C", str(root), *arguments], check=True, capture_output=True)
-
-
-@pytest.fixture(scope="session")
-def mlflow_tables(tmp_path_factory):
-    """A SQLite file with MLflow's tables: making them takes seconds, copying the file does not."""
-    from tasks.registry.store import connect
-
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    connect(f"sqlite:///{path}").search_experiments(max_results=1)
-    return path
-
-
 @pytest.fixture
-def project(tmp_path, mlflow_tables, monkeypatch):
+def project(tmp_path, git, mlflow_tables, monkeypatch):
     """The root of a project that is committed and clean; the current folder."""
     root = tmp_path / "project"
     (root / "mlflow").mkdir(parents=True)

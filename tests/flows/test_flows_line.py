@@ -1,7 +1,6 @@
 """The real line, at a size that takes seconds: every stage does its work, and a second run finds all of it done."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ refuse_reward_hacking: false
 
 
 @pytest.fixture
-def small_project(project):
+def small_project(project, git):
     """The project with the data of the repository, under git and DVC, and gates that a model of two rounds passes."""
     for name in ("params.yaml", "dvc.yaml", ".dvcignore", ".gitignore", "data/shop.yaml"):
         (project / name).parent.mkdir(exist_ok=True)
@@ -48,9 +47,8 @@ def small_project(project):
         shutil.copy(REPOSITORY / ".dvc" / name, project / ".dvc" / name)
     (project / "miniature.yaml").write_text(MINIATURE)
     (project / "mlflow" / "promotion.yaml").write_text(LENIENT)
-    identity = ("-c", "user.name=T", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
-    subprocess.run(["git", "add", "-A"], check=True, cwd=project)
-    subprocess.run(["git", *identity, "commit", "--quiet", "-m", "Miniature"], check=True, cwd=project)
+    git(project, "add", "-A")
+    git(project, "commit", "--quiet", "-m", "Miniature")
     return project
 
 

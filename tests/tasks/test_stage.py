@@ -116,14 +116,14 @@ def test_work_is_done_again_only_where_what_decides_it_changed(work, context, co
 def test_where_an_input_lies_and_how_long_it_took_decide_nothing(work, context):
     body, _ = work
     elsewhere = result().model_copy(update={"path": Path("/elsewhere"), "seconds": 9.0, "skipped": "unchanged", "metrics": {"a": 1.0}})
-    assert body.key(CONFIG, {"data": result()}, context.root) == body.key(CONFIG, {"data": elsewhere}, context.root)
+    assert body.key(CONFIG, {"data": result()}) == body.key(CONFIG, {"data": elsewhere})
 
 
 def test_a_library_of_another_version_changes_the_key(work, context, monkeypatch):
     body, _ = work
-    before = body.key(CONFIG, {"data": result()}, context.root)
+    before = body.key(CONFIG, {"data": result()})
     monkeypatch.setattr(tasks.stage, "library_versions", lambda: {"torch": "99"})
-    assert body.key(CONFIG, {"data": result()}, context.root) != before
+    assert body.key(CONFIG, {"data": result()}) != before
 
 
 def edit(path):
@@ -271,7 +271,7 @@ def test_a_stage_that_fails_leaves_no_result_and_keeps_what_it_wrote_aside(conte
     with pytest.raises(type(error)) as caught:
         body.run(CONFIG, {}, context)
     assert caught.value is error
-    key = body.key(CONFIG, {}, context.root)
+    key = body.key(CONFIG, {})
     assert left_in(context, "fails") == [f"{key}.failed", f"{key}.partial"]
     folder = context.runs / "stages" / "fails"
     assert (folder / f"{key}.failed" / "rejects.jsonl").exists()

@@ -1,7 +1,6 @@
 """A small project of its own for each test: a git repository with DVC, the real dvc.yaml, and few data."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,19 +19,8 @@ PARTS = (
 )
 
 
-def _git(folder, *arguments):
-    identity = ("-c", "user.name=Tester", "-c", "user.email=tester@example.org", "-c", "init.defaultBranch=main")
-    return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
-
-
 @pytest.fixture
-def git():
-    """git(folder, *arguments) -> what git prints."""
-    return _git
-
-
-@pytest.fixture
-def project(tmp_path):
+def project(tmp_path, git):
     """The folder of a committed project whose built-in set is the smallest there is."""
     root = tmp_path / "project"
     for part in PARTS:
@@ -45,7 +33,7 @@ def project(tmp_path):
     params["data"]["builtin"] = {"seed": 0, "demonstrations_per_question": 1, "rankings_per_question": 1}
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (root / ".gitignore").write_text("/runs/\n")
-    _git(root, "init", "--quiet")
-    _git(root, "add", ".")
-    _git(root, "commit", "--quiet", "-m", "start")
+    git(root, "init", "--quiet")
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "-m", "start")
     return root

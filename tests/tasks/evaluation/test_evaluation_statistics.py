@@ -14,7 +14,6 @@ from tasks.evaluation.statistics import (
     accuracy_interval,
     calibration_error,
     gain,
-    kl_per_sequence,
     length_correlation,
     mean_interval,
     outcomes_of,
@@ -25,6 +24,7 @@ from tasks.evaluation.statistics import (
     sign_test,
     win_rate,
 )
+from tasks.training.estimators import kl_per_sequence
 
 FEW = Bootstrap(resamples=300)
 

@@ -1,7 +1,6 @@
 """A small project in a git repository with a fresh MLflow store, and finished results for the registry's stages to read."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,28 +13,13 @@ from tasks.stage import Context, Stage, StageResult
 REPOSITORY = Path(__file__).parents[3]
 
 
-def git(root, *arguments):
-    identity = ("-c", "user.name=T", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
-    subprocess.run(["git", *identity, "-C", str(root), *arguments], check=True, capture_output=True)
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    """A SQLite file with MLflow's tables: making them takes seconds, copying the file does not."""
-    from tasks.registry.store import connect
-
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    connect(f"sqlite:///{path}").search_experiments(max_results=1)
-    return path
-
-
 @pytest.fixture
-def project(tmp_path, empty_store):
+def project(tmp_path, git, mlflow_tables):
     """The root of a project that is committed and clean."""
     root = tmp_path / "project"
     (root / "mlflow").mkdir(parents=True)
     (root / "tasks").mkdir()
-    shutil.copy(empty_store, root / "mlflow" / "mlflow.db")
+    shutil.copy(mlflow_tables, root / "mlflow" / "mlflow.db")
     shutil.copy(REPOSITORY / "mlflow" / "promotion.yaml", root / "mlflow")
     (root / "params.yaml").write_text("seed: 0\n")
     (root / ".gitignore").write_text("/runs/\n/mlflow/*.db*\n/mlflow/artifacts/\n/data/prepared/\n")
