@@ -24,11 +24,15 @@ class Section(BaseModel):
 
 
 class BuiltInConfig(Section):
-    """The built-in shop set: how much of it, and the seed of its facts, writers and annotators."""
+    """The built-in shop set: how much of it, and the seed of its facts, writers and annotators.
+
+    second_opinions: share of the rankings that a second annotator makes too.
+    """
 
     seed: Seed = 0
     demonstrations_per_question: Count = 16
     rankings_per_question: Count = 16
+    second_opinions: Share = 0.1
 
 
 class SplitConfig(Section):
@@ -46,11 +50,18 @@ class SplitConfig(Section):
 
 
 class DataConfig(Section):
-    """Where comparisons and demonstrations come from. comparisons: "builtin", or files and folders."""
+    """Where comparisons and demonstrations come from. comparisons: "builtin", or files, folders and "hub:OWNER/NAME".
+
+    fields: what a labelling configuration calls a field, by what we call it. rating: weights of the attributes that
+    make a rated answer's score. near_duplicates: how alike two prompts are that stay in one split; 0 for equal ones only.
+    """
 
     comparisons: Sources = ["builtin"]
     demonstrations: Sources = ["builtin"]
     format: Literal["auto", "prefline", "hh-rlhf", "trl"] = "auto"
+    fields: dict[str, str] = {}
+    rating: dict[str, float] = {"helpfulness": 1.0}
+    near_duplicates: Share = 0.8
     builtin: BuiltInConfig = BuiltInConfig()
     split: SplitConfig = SplitConfig()
 
@@ -116,9 +127,10 @@ class SFTConfig(FitConfig):
 
 
 class RewardConfig(FitConfig):
-    """max_comparisons: use only so many, to see what too few do."""
+    """max_comparisons: use only so many, to see what too few do. weights: how much each comparison counts."""
 
     max_comparisons: Count | None = None
+    weights: Literal["none", "annotator"] = "none"
     centring: Annotated[float, Field(ge=0)] = 0.0
 
 
