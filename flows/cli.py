@@ -170,6 +170,37 @@ def champion() -> None:
     print(describe_champion(open_store(root, settings.names.experiment), settings.names.policy))
 
 
+@app.command()
+def rollback(
+    to: Annotated[str, typer.Option("--to", metavar="VERSION", help="An earlier champion; by default the one before today's.")] = "",
+    why: Annotated[str, typer.Option(help="For the ledger.")] = "no reason given",
+) -> None:
+    """Make an earlier champion champion again, and say so in the ledger."""
+    root = project_root()
+    settings = load_config(root)
+    from tasks.registry.store import open_store
+    from tasks.registry.succession import rollback as roll_back
+
+    name = settings.names.policy
+    line = roll_back(open_store(root, settings.names.experiment), name, to, why)
+    print(f"{name} version {line.version} is champion again, in place of version {line.previous}.")
+
+
+@app.command()
+def history() -> None:
+    """Show every change of champion, the newest first: what, when, by whom and why."""
+    root = project_root()
+    settings = load_config(root)
+    from rich.console import Console
+
+    from flows.summary import ledger_table
+    from tasks.registry.ledger import read_ledger
+    from tasks.registry.store import open_store
+
+    name = settings.names.policy
+    Console().print(ledger_table(name, read_ledger(open_store(root, settings.names.experiment), name)))
+
+
 @contextmanager
 def quick_imports() -> Iterator[None]:
     """Import without looking for garbage, which there is none of: a fifth faster."""

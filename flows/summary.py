@@ -12,6 +12,7 @@ from rich.text import Text
 from flows.figures import duration, main_figures
 from flows.record import RunRecord, StageRecord, page_of
 from tasks.registry.decision import Decision
+from tasks.registry.ledger import LedgerLine
 
 TOOLS = {"prefect": "Prefect", "mlflow": "MLflow", "dvc": "DVC", "great-expectations": "Great Expectations"}
 MARKS = {
@@ -52,6 +53,15 @@ def stages_table(record: RunRecord) -> Table:
 
 def _time(stage: StageRecord) -> str:
     return stage.skipped if stage.skipped else duration(stage.seconds) if stage.state == "done" else stage.state
+
+
+def ledger_table(name: str, lines: list[LedgerLine]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=f"Champions of {name}", title_justify="left", title_style="bold")
+    for heading in ("when", "what", "version", "before it", "who", "why", "evidence"):
+        table.add_column(heading, overflow="fold")
+    for line in reversed(lines):
+        table.add_row(line.at, line.action, line.version, line.previous or "none", Text(line.who), Text(line.why), line.evidence[:8])
+    return table
 
 
 def gates_table(decision: Decision) -> Table:

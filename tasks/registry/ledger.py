@@ -21,7 +21,7 @@ class LedgerLine(BaseModel):
 
     at: str
     who: str
-    action: Literal["promoted"]
+    action: Literal["promoted", "rolled back"]
     version: str
     previous: str | None
     why: str
@@ -30,8 +30,15 @@ class LedgerLine(BaseModel):
 
 
 def read_ledger(store: Store, name: str) -> list[LedgerLine]:
-    """All lines of the registered model, oldest first."""
-    tags = store.client.get_registered_model(name).tags
+    """All lines of the registered model, oldest first; none where there is no such model yet."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tags = store.client.get_registered_model(name).tags
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return []
     return [LedgerLine.model_validate_json(tags[key]) for key in sorted(tags) if key.startswith(PREFIX)]
 
 

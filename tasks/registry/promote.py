@@ -6,14 +6,15 @@ import json
 from pathlib import Path
 
 from tasks.evaluation.result import Evaluation
-from tasks.registry import ledger
 from tasks.registry.baseline import Baseline
-from tasks.registry.champion import CHALLENGER, CHAMPION, PREVIOUS, by_alias
+from tasks.registry.champion import CHAMPION, by_alias
 from tasks.registry.decision import Decision
 from tasks.registry.gates import Facts, Gate, check_gates, read_policy
+from tasks.registry.ledger import LedgerLine, now, who
 from tasks.registry.lineage import git_state
-from tasks.registry.register import REGISTRY_LOCK, VERSION
-from tasks.registry.store import Store, first_come, talking_to
+from tasks.registry.register import VERSION
+from tasks.registry.store import REGISTRY_LOCK, first_come, talking_to
+from tasks.registry.succession import change_champion, mend
 from tasks.registry.tracking import MLflowRun
 from tasks.stage import MANIFEST, Metrics, Settings, StageResult, StageRun, stage
 
@@ -36,6 +37,7 @@ def promote(
     facts = Facts(changes=_changes(run.root, tracked), validated=_validated(validate, data))
     gates = check_gates(evaluation, read_policy(run.root / config.promotion), facts)
     with talking_to(tracked.store.uri), first_come(run.root, REGISTRY_LOCK):
+        mend(tracked.store, name)
         champion = by_alias(tracked.store, name, CHAMPION)
         holder = str(champion.version) if champion else None
         if holder == version:
@@ -53,7 +55,7 @@ def promote(
                 reasons=reasons,
             )
             if not reasons:
-                _crown(tracked, decision, evaluate.digest)
+                change_champion(tracked.store, name, _line(tracked, decision, evaluate.digest))
         tracked.store.client.set_model_version_tag(name, version, "prefline.decision", decision.decision)
     decision.save(run.out)
     passed = sum(gate.passed for gate in gates)
@@ -82,12 +84,10 @@ def _unchanged(compared_with: str | None, holder: str | None) -> Gate:
     return Gate(name="champion since the comparison", required=named(compared_with), found=named(holder), passed=compared_with == holder)
 
 
-def _crown(tracked: MLflowRun, decision: Decision, evidence: str) -> None:
-    """Move the aliases and write the ledger's line. The caller holds the registry's lock."""
-    store, name = tracked.store, decision.model
-    line = ledger.LedgerLine(
-        at=ledger.now(),
-        who=ledger.who(),
+def _line(tracked: MLflowRun, decision: Decision, evidence: str) -> LedgerLine:
+    return LedgerLine(
+        at=now(),
+        who=who(),
         action="promoted",
         version=decision.version,
         previous=decision.previous,
@@ -95,14 +95,3 @@ def _crown(tracked: MLflowRun, decision: Decision, evidence: str) -> None:
         evidence=evidence,
         run=tracked.run_id,
     )
-    if decision.previous:
-        store.client.set_registered_model_alias(name, PREVIOUS, decision.previous)
-    store.client.set_registered_model_alias(name, CHAMPION, decision.version)
-    ledger.append(store, name, line)
-    _drop_challenger(store, name, decision.version)
-
-
-def _drop_challenger(store: Store, name: str, version: str) -> None:
-    challenger = by_alias(store, name, CHALLENGER)
-    if challenger and str(challenger.version) == version:
-        store.client.delete_registered_model_alias(name, CHALLENGER)

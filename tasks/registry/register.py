@@ -20,7 +20,7 @@ from tasks.evaluation.result import Evaluation
 from tasks.registry.baseline import BASELINE_VERSION, POLICY_DIGEST, Baseline
 from tasks.registry.champion import CHALLENGER, CHAMPION, by_alias
 from tasks.registry.lineage import Lineage
-from tasks.registry.store import first_come, talking_to
+from tasks.registry.store import REGISTRY_LOCK, first_come, talking_to
 from tasks.registry.tracking import MLflowRun, lineage_tags
 from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
 from tasks.training.models import RewardModel, load_policy
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 DIGEST = "prefline.digest"
-REGISTRY_LOCK = "mlflow.db.registry.lock"
 VERSION = "version.json"
 
 

@@ -32,6 +32,9 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 TRAINING_VIEW = "?workflowType=machine_learning"
 """For links to MLflow's pages, which open in their view of prompts and traces whatever an experiment's kind is."""
 
+REGISTRY_LOCK = "mlflow.db.registry.lock"
+"""Held by whoever registers a version or moves an alias."""
+
 PATIENCE = 10.0
 """Seconds to wait for a locked store or a silent server."""
 

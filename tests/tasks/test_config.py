@@ -6,6 +6,8 @@ from pydantic import ValidationError
 from tasks.config import PipelineConfig
 
 DEFAULTS = PipelineConfig().model_dump(mode="json")
+OPEN = {"data.fields", "data.rating"}
+"""Tables whose keys are the user's own."""
 
 
 def nested(path, value):
@@ -18,7 +20,7 @@ def nested(path, value):
 def sections(body, path=""):
     yield path
     for name, value in body.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and f"{path}{name}" not in OPEN:
             yield from sections(value, f"{path}{name}.")
 
 
