@@ -69,7 +69,9 @@ def rollback(store: Store, name: str, to: str, why: str) -> LedgerLine:
     with talking_to(store.uri), first_come(store.root, REGISTRY_LOCK):
         holder = by_alias(store, name, CHAMPION)
         if not holder:
-            raise PreflineError(f"{name} has no champion to roll back.", "prefline run trains a policy and promotes it if every gate holds.")
+            raise PreflineError(
+                f"{name} has no champion to roll back.", "prefline run trains a policy and promotes it if every gate holds."
+            )
         mend(store, name)
         current = str(by_alias(store, name, CHAMPION).version)  # type: ignore[union-attr]  # mending never takes a champion away
         target = to or _before(store, name, current)
@@ -98,7 +100,9 @@ def _before(store: Store, name: str, current: str) -> str:
     """The champion that the current one took over from when it was promoted: rolling back twice goes back two."""
     promoted = [line for line in ledger.read_ledger(store, name) if line.version == current and line.action == "promoted"]
     if not promoted or not promoted[-1].previous:
-        raise PreflineError(f"{name} version {current} took over from no champion.", "Name a version with --to; prefline history lists them.")
+        raise PreflineError(
+            f"{name} version {current} took over from no champion.", "Name a version with --to; prefline history lists them."
+        )
     return promoted[-1].previous
 
 

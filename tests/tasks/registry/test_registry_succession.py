@@ -19,9 +19,8 @@ WRITES = 7
 
 
 def line(version, previous=None, action="promoted"):
-    return LedgerLine(
-        at=f"2026-11-0{version}T10:00:00+00:00", who="ada", action=action, version=version, previous=previous, why="test", evidence="", run=""
-    )
+    at = f"2026-11-0{version}T10:00:00+00:00"
+    return LedgerLine(at=at, who="ada", action=action, version=version, previous=previous, why="test", evidence="", run="")
 
 
 @pytest.fixture
