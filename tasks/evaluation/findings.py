@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tasks.evaluation.agreement import Agreement
 from tasks.evaluation.answers import Judged, Outcome, Reply
+from tasks.evaluation.length import length_controlled
 from tasks.evaluation.overoptimisation import Gains, Rounds, Scores, gains, over_optimisation
+from tasks.evaluation.planning import detectable_rate
 from tasks.evaluation.result import Evaluation, Means, Slice, WinRate
-from tasks.evaluation.statistics import Bootstrap, win_rate
+from tasks.evaluation.statistics import Bootstrap, Interval, win_rate
 
 SMALLEST_SLICE = 8
 """Prompts; of fewer, a win rate says nothing."""
@@ -52,6 +55,8 @@ def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
         win_rate_gold=_rate(rows, lambda row: row.gold, bootstrap),
         win_rate_over_sft=_certain(_rate(rows, lambda row: row.judge_over_sft, bootstrap)),
         win_rate_over_sft_gold=_rate(rows, lambda row: row.gold_over_sft, bootstrap),
+        length_controlled=_at_equal_lengths(rows, bootstrap),
+        detectable=detectable_rate(len(rows), ties=_mean([row.judge == "tie" for row in rows]), confidence=bootstrap.confidence),
         policy=means([row.policy for row in rows]),
         sft=means([row.sft for row in rows]),
         baseline_means=means([row.baseline for row in rows if row.baseline]) if rows[0].baseline else None,
@@ -82,6 +87,12 @@ def _certain(rate: WinRate | None) -> WinRate:
     return rate
 
 
+def _at_equal_lengths(rows: Sequence[Judged], bootstrap: Bootstrap) -> Interval:
+    points = np.array([POINTS[row.judge] for row in rows])
+    longer = np.array([row.policy.length - row.rival.length for row in rows])
+    return length_controlled(points, longer, [row.group_id for row in rows], bootstrap)
+
+
 def means(replies: Sequence[Reply]) -> Means:
     """Means over one model's answers."""
     known = [reply for reply in replies if reply.gold is not None]
@@ -103,8 +114,10 @@ def _mean(values: Sequence[float | bool | None]) -> float:
 def slices(rows: Sequence[Judged], bootstrap: Bootstrap) -> list[Slice]:
     """One for each tag of at least SMALLEST_SLICE prompts, by name."""
     counts = Counter(tag for row in rows for tag in set(row.tags))
+    names = sorted(tag for tag, count in counts.items() if count >= SMALLEST_SLICE)
+    together = _for_all_of(len(names), bootstrap)
     found = []
-    for name in sorted(tag for tag, count in counts.items() if count >= SMALLEST_SLICE):
+    for name in names:
         kept = [row for row in rows if name in row.tags]
         found.append(
             Slice(
@@ -112,11 +125,18 @@ def slices(rows: Sequence[Judged], bootstrap: Bootstrap) -> list[Slice]:
                 prompts=len(kept),
                 win_rate=_certain(_rate(kept, lambda row: row.judge, bootstrap)),
                 win_rate_gold=_rate(kept, lambda row: row.gold, bootstrap),
+                highest=_certain(_rate(kept, lambda row: row.judge, together)).high,
                 policy_length=_mean([row.policy.length for row in kept]),
                 baseline_length=_mean([row.rival.length for row in kept]),
             )
         )
     return found
+
+
+def _for_all_of(intervals: int, bootstrap: Bootstrap) -> Bootstrap:
+    """Intervals so wide that all of them hold together: each misses a share of what one may, and is drawn often enough to tell."""
+    miss = (1 - bootstrap.confidence) / max(1, intervals)
+    return replace(bootstrap, confidence=1 - miss, resamples=max(bootstrap.resamples, math.ceil(40 / miss)))
 
 
 def agreement_with_gold(rows: Sequence[Judged]) -> float | None:

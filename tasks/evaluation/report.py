@@ -138,6 +138,7 @@ def _context(
         "lineage": lineage or {},
         "stages": stages,
         "headline": words.headline(found),
+        "reach": words.reach(found),
         "hacking": words.over_optimisation(found),
         "trust": words.trust_in_judge(found),
         "comparisons": _comparisons(found),

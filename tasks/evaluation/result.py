@@ -27,11 +27,16 @@ class WinRate(Finding):
 
 
 class Slice(Finding):
-    """The judge's win rate against the baseline on the prompts of one tag. Lengths: mean tokens an answer."""
+    """The judge's win rate against the baseline on the prompts of one tag. Lengths: mean tokens an answer.
+
+    highest: upper end of an interval so wide that all slices' intervals hold together with the evaluation's confidence
+    (Bonferroni): of twenty slices, one looks bad by chance.
+    """
 
     name: str
     prompts: int
     win_rate: WinRate
+    highest: float
     win_rate_gold: WinRate | None = None
     policy_length: float | None = None
     baseline_length: float | None = None
@@ -97,6 +102,8 @@ class Evaluation(Finding):
     judge_agrees_with_gold: share of the prompts that gold decides on which the judge names the same winner.
     baseline_means: None where the baseline is the SFT model. confidence: of every interval.
     too_long: test prompts left out because they leave no room for an answer.
+    length_controlled: the judge's win rate that would be left at equal lengths, over the baseline, with its interval.
+    detectable: the smallest true win rate that so many prompts show to be above one half, four times in five.
     """
 
     prompts: int
@@ -106,6 +113,8 @@ class Evaluation(Finding):
     win_rate_gold: WinRate | None
     win_rate_over_sft: WinRate
     win_rate_over_sft_gold: WinRate | None
+    length_controlled: tuple[float, float, float]
+    detectable: float
     policy: Means
     sft: Means
     kl: float

@@ -74,6 +74,14 @@ def headline(found: Evaluation) -> Sentence:
     return Sentence("open", f"No difference shown between the policy and the {found.baseline}", body)
 
 
+def reach(found: Evaluation) -> str:
+    """What is left at equal lengths, and how small a difference these prompts could have shown."""
+    return (
+        f"If both wrote equally long answers, the judge would prefer the policy's on {share_with_interval(found.length_controlled)}. "
+        f"Of policies that truly win {percent(found.detectable)} of the time, so many prompts find four in five to be better."
+    )
+
+
 def over_optimisation(found: Evaluation) -> Sentence:
     """Reward hacking or not, for the registered checkpoint; then what the last round adds."""
     seen = found.over_optimisation

@@ -27,6 +27,7 @@ class PromotionPolicy(BaseModel):
     min_prompts: Annotated[int, Field(ge=1)] = 200
     win_rate_above: Share = 0.5
     win_rate_over_sft_above: Share = 0.5
+    length_controlled_above: Share = 0.5
     kl_at_most: Annotated[float, Field(gt=0)] = 10.0
     slice_win_rate: Share = 0.45
     stopped_share: Share = 0.9
@@ -85,8 +86,15 @@ def check_gates(evaluation: Evaluation, policy: PromotionPolicy, facts: Facts) -
 
 
 def _wins(evaluation: Evaluation, policy: PromotionPolicy) -> Iterator[Gate]:
-    """Against the baseline, and where that is a champion, against the policy's own SFT model too: PPO must have helped."""
+    """Against the baseline, also at equal lengths; where that is a champion, against the policy's SFT model too: PPO must have helped."""
     yield _win_rate(f"win rate over {evaluation.baseline}", evaluation.win_rate, policy.win_rate_above)
+    rate, low, high = evaluation.length_controlled
+    yield Gate(
+        name="win rate at equal lengths",
+        required=f"lower bound above {policy.length_controlled_above:.2f}",
+        found=f"{rate:.3f} ({low:.3f} to {high:.3f})",
+        passed=low > policy.length_controlled_above,
+    )
     if evaluation.baseline_version is not None:
         yield _win_rate("win rate over SFT model", evaluation.win_rate_over_sft, policy.win_rate_over_sft_above)
 
@@ -113,15 +121,16 @@ def _no_hacking(evaluation: Evaluation, policy: PromotionPolicy) -> Iterator[Gat
 
 
 def _worst_slice(evaluation: Evaluation, policy: PromotionPolicy) -> Gate:
-    """A slice fails when even the upper bound of its win rate stays below the bar: a tiny slice is not refused for noise."""
-    worst = min(evaluation.slices, key=lambda s: s.win_rate.high, default=None)
+    """A slice fails when even the highest win rate that its answers allow stays below the bar.
+
+    So a tiny slice is not refused for noise, nor the worst of many for being the worst of many.
+    """
+    worst = min(evaluation.slices, key=lambda s: s.highest, default=None)
     return Gate(
         name="worst slice",
-        required=f"upper bound reaches {policy.slice_win_rate:.2f}",
-        found=f"{worst.name}: {worst.win_rate.rate:.3f} ({worst.win_rate.low:.3f} to {worst.win_rate.high:.3f}), {worst.prompts} prompts"
-        if worst
-        else "no slices",
-        passed=worst is None or worst.win_rate.high >= policy.slice_win_rate,
+        required=f"upper bound, for {len(evaluation.slices)} slices at once, reaches {policy.slice_win_rate:.2f}",
+        found=f"{worst.name}: {worst.win_rate.rate:.3f} (at most {worst.highest:.3f}), {worst.prompts} prompts" if worst else "no slices",
+        passed=worst is None or worst.highest >= policy.slice_win_rate,
     )
 
 

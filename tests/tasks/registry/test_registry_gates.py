@@ -22,11 +22,16 @@ def test_lower_bound_must_lie_above_the_bar_and_not_on_it(evaluation, interval):
     assert refused(evaluation(win_rate=interval(0.56, 0.5, 0.62))) == ["win rate over SFT model"]
 
 
+def test_a_win_that_length_explains_is_none(evaluation):
+    assert refused(evaluation(length_controlled=(0.53, 0.5, 0.56))) == ["win rate at equal lengths"]
+
+
 def test_against_a_champion_the_sft_model_must_be_beaten_too(evaluation, interval):
     found = evaluation(baseline="champion, version 3", baseline_version="3", win_rate_over_sft=interval(0.5, 0.4, 0.6))
     assert refused(found) == ["win rate over SFT model"]
-    assert [gate.name for gate in check_gates(found, POLICY, Facts())][:2] == [
+    assert [gate.name for gate in check_gates(found, POLICY, Facts())][:3] == [
         "win rate over champion, version 3",
+        "win rate at equal lengths",
         "win rate over SFT model",
     ]
 
@@ -50,12 +55,12 @@ def test_reward_hacking_is_named(evaluation):
 
 def test_the_slice_that_is_clearly_bad_is_refused_and_named(evaluation, interval):
     slices = [
-        Slice(name="tiny", prompts=3, win_rate=interval(0.2, 0.0, 0.7)),  # worse, but nobody knows: 3 prompts
-        Slice(name="refuse", prompts=80, win_rate=interval(0.34, 0.25, 0.44)),
+        Slice(name="tiny", prompts=3, win_rate=interval(0.2, 0.0, 0.7), highest=0.8),  # worse, but nobody knows: 3 prompts
+        Slice(name="refuse", prompts=80, win_rate=interval(0.34, 0.25, 0.41), highest=0.44),
     ]
     gates = {gate.name: gate for gate in check_gates(evaluation(slices=slices), POLICY, Facts())}
     assert not gates["worst slice"].passed
-    assert gates["worst slice"].found == "refuse: 0.340 (0.250 to 0.440), 80 prompts"
+    assert gates["worst slice"].found == "refuse: 0.340 (at most 0.440), 80 prompts"
     assert refused(evaluation(slices=slices[:1])) == []
     assert refused(evaluation(slices=[])) == []
 
