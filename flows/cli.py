@@ -96,7 +96,7 @@ def _report(root: Path, outcome: Outcome) -> None:
     record.take_times()
     record.save(root)
     print_summary(record, root, Console())
-    refused = outcome.decision is not None and outcome.decision.decision == "not promoted"
+    refused = outcome.decision is not None and outcome.decision.decision in ("not promoted", "awaiting approval")
     raise typer.Exit(EXIT_NOT_PROMOTED if refused else EXIT_DONE)
 
 
@@ -168,6 +168,33 @@ def champion() -> None:
     from tasks.registry.store import open_store
 
     print(describe_champion(open_store(root, settings.names.experiment), settings.names.policy))
+
+
+@app.command()
+def promote(
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="Of the registered policy.")],
+    approve: Annotated[str, typer.Option(metavar="NAME", help="Say yes, in this name, to a version that waits for approval.")] = "",
+    refuse: Annotated[str, typer.Option(metavar="NAME", help="Say no to it; needs --why.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Make it champion whatever its gates said; needs --why.")] = False,
+    why: Annotated[str, typer.Option(help="For the ledger.")] = "",
+) -> None:
+    """Approve or refuse a version that waits for a person, or force one on the champion's place."""
+    root = project_root()
+    settings = load_config(root)
+    if sum((bool(approve), bool(refuse), force)) != 1:
+        raise PreflineError(
+            "prefline promote needs one of --approve NAME, --refuse NAME and --force.", "prefline promote --help tells more."
+        )
+    from tasks.registry import by_hand
+    from tasks.registry.store import open_store
+
+    name, store = settings.names.policy, open_store(root, settings.names.experiment)
+    if refuse:
+        by_hand.refuse(store, name, version, refuse, why)
+        print(f"{name} version {version} is refused and stays as it was.")
+        return
+    line = by_hand.force(store, name, version, "", why) if force else by_hand.approve(store, name, version, approve, why)
+    print(f"{name} version {version} is champion" + (f", after version {line.previous}." if line.previous else ", the first."))
 
 
 @app.command()

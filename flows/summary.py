@@ -23,7 +23,7 @@ MARKS = {
     "running": ("…", "yellow"),
     "waiting": (" ", "dim"),
 }
-COLOURS = {"promoted": "bold green", "already champion": "bold green", "not promoted": "bold yellow"}
+COLOURS = {"promoted": "bold green", "already champion": "bold green", "not promoted": "bold yellow", "awaiting approval": "bold yellow"}
 
 
 def print_summary(record: RunRecord, root: Path, console: Console) -> None:
@@ -60,7 +60,8 @@ def ledger_table(name: str, lines: list[LedgerLine]) -> Table:
     for heading in ("when", "what", "version", "before it", "who", "why", "evidence"):
         table.add_column(heading, overflow="fold")
     for line in reversed(lines):
-        table.add_row(line.at, line.action, line.version, line.previous or "none", Text(line.who), Text(line.why), line.evidence[:8])
+        what = Text(line.action, style="bold red" if line.action == "forced" else "")
+        table.add_row(line.at, what, line.version, line.previous or "none", Text(line.who), Text(line.why), line.evidence[:8])
     return table
 
 
@@ -80,6 +81,8 @@ def decision_line(decision: Decision) -> str:
         return f"{name} is the champion already."
     if decision.decision == "promoted":
         return f"{name} is the new champion" + (f", after version {decision.previous}." if decision.previous else ", the first.")
+    if decision.decision == "awaiting approval":
+        return f"{name} has passed every gate and waits for a person: prefline promote {decision.version} --approve NAME"
     refused = ", ".join(gate.name for gate in decision.gates if not gate.passed)
     return f"{name} is not promoted: {refused}. It stays challenger."
 

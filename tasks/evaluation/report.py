@@ -40,7 +40,7 @@ class Gate(Protocol):
 
 
 class Decision(Protocol):
-    """What became of the policy: "promoted", "not promoted" or "already champion". previous: the champion until then."""
+    """What became of the policy: "promoted", "awaiting approval", "not promoted" or "already champion". previous: the champion until then."""
 
     @property
     def decision(self) -> str: ...
@@ -157,6 +157,9 @@ def decided(decision: Decision) -> words.Sentence:
     if decision.decision == "promoted":
         instead = f", in place of version {decision.previous}" if decision.previous else ", the first one"
         return words.Sentence("good", "Promoted", f"{version} is now the champion{instead}.")
+    if decision.decision == "awaiting approval":
+        body = f"{version}: every gate holds. A person has the last word: prefline promote {decision.version} --approve NAME."
+        return words.Sentence("open", "Awaiting approval", body)
     return words.Sentence("good", decision.decision.capitalize(), f"{version} was the champion before this run.")
 
 

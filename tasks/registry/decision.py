@@ -11,6 +11,9 @@ from tasks.registry.gates import Gate
 
 _NAME = "decision.json"
 
+DECISION, REASONS = "prefline.decision", "prefline.reasons"
+"""Tags of a version."""
+
 
 class Decision(BaseModel):
     """What became of the policy. model, version: its name and version in the registry. reasons: the gates that refused it.
@@ -20,7 +23,7 @@ class Decision(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    decision: Literal["promoted", "not promoted", "already champion"]
+    decision: Literal["promoted", "awaiting approval", "not promoted", "already champion"]
     model: str
     version: str
     previous: str | None

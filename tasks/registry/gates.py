@@ -35,6 +35,7 @@ class PromotionPolicy(BaseModel):
     refuse_reward_hacking: bool = True
     clean_git_tree: bool = True
     validated_data: bool = True
+    approval: bool = False
 
 
 class Gate(BaseModel):

@@ -13,15 +13,19 @@ from tasks.registry.store import Store
 
 PREFIX = "prefline.ledger."
 
+Action = Literal["promoted", "approved", "forced", "refused", "rolled back"]
+CROWNS: tuple[Action, ...] = ("promoted", "approved", "forced")
+"""Actions by which a version takes over from another one."""
+
 
 class LedgerLine(BaseModel):
-    """One change of champion. evidence: digest of the evaluation that spoke for it. run: MLflow's id of the pipeline run."""
+    """One change of champion, or a person's refusal of one. evidence: digest of the evaluation that spoke for it. run: MLflow's id of the pipeline run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     at: str
     who: str
-    action: Literal["promoted", "rolled back"]
+    action: Action
     version: str
     previous: str | None
     why: str

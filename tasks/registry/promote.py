@@ -8,7 +8,7 @@ from pathlib import Path
 from tasks.evaluation.result import Evaluation
 from tasks.registry.baseline import Baseline
 from tasks.registry.champion import CHAMPION, by_alias
-from tasks.registry.decision import Decision
+from tasks.registry.decision import DECISION, REASONS, Decision
 from tasks.registry.gates import Facts, Gate, check_gates, read_policy
 from tasks.registry.ledger import LedgerLine, now, who
 from tasks.registry.lineage import git_state
@@ -17,6 +17,9 @@ from tasks.registry.store import REGISTRY_LOCK, first_come, talking_to
 from tasks.registry.succession import change_champion, mend
 from tasks.registry.tracking import MLflowRun
 from tasks.stage import MANIFEST, Metrics, Settings, StageResult, StageRun, stage
+
+MOST = 4000
+"""Characters of the reasons that fit into a tag."""
 
 
 @stage("promote", reads=("names", "promotion"), package="registry", cached=False)
@@ -35,7 +38,8 @@ def promote(
     name, version = config.names.policy, json.loads((register.path / VERSION).read_text(encoding="utf-8"))["policy"]
     evaluation = Evaluation.load(evaluate.path)
     facts = Facts(changes=_changes(run.root, tracked), validated=_validated(validate, data))
-    gates = check_gates(evaluation, read_policy(run.root / config.promotion), facts)
+    policy = read_policy(run.root / config.promotion)
+    gates = check_gates(evaluation, policy, facts)
     with talking_to(tracked.store.uri), first_come(run.root, REGISTRY_LOCK):
         mend(tracked.store, name)
         champion = by_alias(tracked.store, name, CHAMPION)
@@ -47,19 +51,24 @@ def promote(
             gates.append(_unchanged(Baseline.load(baseline.path).version, holder))
             reasons = [f"{gate.name}: required {gate.required}, found {gate.found}" for gate in gates if not gate.passed]
             decision = Decision(
-                decision="not promoted" if reasons else "promoted",
+                decision="not promoted" if reasons else "awaiting approval" if policy.approval else "promoted",
                 model=name,
                 version=version,
                 previous=holder,
                 gates=gates,
                 reasons=reasons,
             )
-            if not reasons:
+            if decision.decision == "promoted":
                 change_champion(tracked.store, name, _line(tracked, decision, evaluate.digest))
-        tracked.store.client.set_model_version_tag(name, version, "prefline.decision", decision.decision)
+        tracked.store.client.set_model_version_tag(name, version, DECISION, decision.decision)
+        tracked.store.client.set_model_version_tag(name, version, REASONS, "; ".join(decision.reasons)[:MOST])
     decision.save(run.out)
     passed = sum(gate.passed for gate in gates)
-    return {"promoted": float(decision.decision != "not promoted"), "gates": float(len(gates)), "gates_passed": float(passed)}
+    return {
+        "promoted": float(decision.decision in ("promoted", "already champion")),
+        "gates": float(len(gates)),
+        "gates_passed": float(passed),
+    }
 
 
 def _changes(root: Path, tracked: MLflowRun) -> tuple[str, ...]:

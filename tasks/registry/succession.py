@@ -11,7 +11,7 @@ from typing import Literal
 from tasks.errors import PreflineError
 from tasks.registry import ledger
 from tasks.registry.champion import CHALLENGER, CHAMPION, PREVIOUS, by_alias, by_version
-from tasks.registry.ledger import LedgerLine
+from tasks.registry.ledger import CROWNS, LedgerLine
 from tasks.registry.store import REGISTRY_LOCK, Store, first_come, talking_to
 
 ANNOUNCED = "prefline.change"
@@ -98,18 +98,18 @@ def rollback(store: Store, name: str, to: str, why: str) -> LedgerLine:
 
 def _before(store: Store, name: str, current: str) -> str:
     """The champion that the current one took over from when it was promoted: rolling back twice goes back two."""
-    promoted = [line for line in ledger.read_ledger(store, name) if line.version == current and line.action == "promoted"]
-    if not promoted or not promoted[-1].previous:
+    crowned = [line for line in ledger.read_ledger(store, name) if line.version == current and line.action in CROWNS]
+    if not crowned or not crowned[-1].previous:
         raise PreflineError(
             f"{name} version {current} took over from no champion.", "Name a version with --to; prefline history lists them."
         )
-    return promoted[-1].previous
+    return crowned[-1].previous
 
 
 def _must_have_been_champion(store: Store, name: str, target: str, current: str) -> None:
     if target == current:
         raise PreflineError(f"{name} version {target} is champion already.", "prefline history lists those before it.")
-    earlier = {line.version for line in ledger.read_ledger(store, name)}
+    earlier = {line.version for line in ledger.read_ledger(store, name) if line.action != "refused"}
     if target not in earlier:
         raise PreflineError(
             f"{name} version {target} never was champion, so there is no going back to it.",

@@ -7,6 +7,7 @@ import pytest
 from tasks.errors import PreflineError
 from tasks.registry.ask import ask
 from tasks.registry.baseline import Baseline, baseline
+from tasks.registry.by_hand import approve
 from tasks.registry.champion import by_alias, describe_champion
 from tasks.registry.decision import Decision
 from tasks.registry.ledger import read_ledger
@@ -115,6 +116,18 @@ def test_a_worse_policy_stays_challenger(tracked, finish, evaluation, interval):
     assert aliases(tracked) == {"champion": "1", "challenger": "2"}
     assert len(read_ledger(tracked.store, NAME)) == 1
     assert "challenger: version 2" in describe_champion(tracked.store, NAME)
+
+
+def test_where_a_person_has_the_last_word_the_version_waits(tracked, finish, project):
+    policy = project / "mlflow" / "promotion.yaml"
+    policy.write_text(policy.read_text().replace("approval: false", "approval: true").replace("git_tree: true", "git_tree: false"))
+    decision, _ = finish()
+    assert decision.decision == "awaiting approval"
+    assert aliases(tracked) == {"challenger": "1"}
+    assert read_ledger(tracked.store, NAME) == []
+    approve(tracked.store, NAME, "1", "ada", "read twenty answers")
+    assert aliases(tracked) == {"champion": "1"}
+    assert finish()[0].decision == "already champion"
 
 
 def test_a_champion_that_changed_since_the_comparison_is_not_overthrown(tracked, finish, evaluation):
