@@ -40,7 +40,7 @@ class Gate(Protocol):
 
 
 class Decision(Protocol):
-    """What became of the policy: "promoted", "awaiting approval", "not promoted" or "already champion". previous: the champion until then."""
+    """What became of the policy: promoted, awaiting approval, not promoted, already champion. previous: the champion until then."""
 
     @property
     def decision(self) -> str: ...

@@ -19,7 +19,10 @@ CROWNS: tuple[Action, ...] = ("promoted", "approved", "forced")
 
 
 class LedgerLine(BaseModel):
-    """One change of champion, or a person's refusal of one. evidence: digest of the evaluation that spoke for it. run: MLflow's id of the pipeline run."""
+    """One change of champion, or a person's refusal of one.
+
+    evidence: digest of the evaluation that spoke for it. run: MLflow's id of the pipeline run.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
