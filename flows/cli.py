@@ -113,6 +113,21 @@ def status(run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id or
 
 
 @app.command()
+def compare_runs(
+    first: Annotated[str, typer.Argument(metavar="A", help="A run's id or its beginning.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another's; the newest by default.")] = "",
+) -> None:
+    """Show two runs side by side: settings that differ, figures, decisions."""
+    from rich.console import Console
+
+    from flows.compare import comparison_table
+    from flows.record import read_record
+
+    root = project_root()
+    Console().print(comparison_table(read_record(root, first), read_record(root, second)))
+
+
+@app.command()
 def ui(
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
     prefect_port: Annotated[int, typer.Option(min=1, max=65535)] = 4200,

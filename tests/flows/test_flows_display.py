@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from flows.compare import comparison_table
 from flows.figures import duration, main_figures, number
 from flows.progress import BarDisplay, PlainDisplay, progress_display
 from flows.record import RunRecord, StageRecord
@@ -45,6 +46,26 @@ def record():
         decision=decision("not promoted"),
         costs={"prefect": 6.0, "mlflow": 4.0},
     )
+
+
+def printed(table):
+    console = Console(file=io.StringIO(), width=160)
+    console.print(table)
+    return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+
+
+def test_two_runs_side_by_side(record):
+    first = record.model_copy(update={"config": {"seed": 0, "ppo": {"rounds": 24, "kl": {"weight": 0.1}}}})
+    stages = [StageRecord(name="sft", state="done", seconds=30.0, metrics={"perplexity": 2.0}), *record.stages[1:]]
+    config = {"seed": 0, "ppo": {"rounds": 30, "kl": {"weight": 0.1}}}
+    later = record.model_copy(update={"config": config, "stages": stages, "run": "later", "seconds": 80.0})
+    lines = printed(comparison_table(first, later))
+    assert "ppo.rounds 24 30" in lines
+    assert not any("seed" in line or "weight" in line for line in lines)
+    assert "sft: perplexity 2.51 2 -0.514" in lines
+    assert "ppo: kl 1.9 1.9 +0" in lines
+    assert "took 1 min 40 s 1 min 20 s -20.0 s" in lines
+    assert "decision not promoted, version 2 not promoted, version 2" in lines
 
 
 @pytest.mark.parametrize(
