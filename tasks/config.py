@@ -17,6 +17,31 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Sources = Annotated[list[str], Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+FormatName = Literal[
+    "auto",
+    "prefline",
+    "hh-rlhf",
+    "ultrafeedback",
+    "label-studio",
+    "argilla",
+    "summarize",
+    "helpsteer2",
+    "helpsteer2-preference",
+    "helpsteer3",
+    "vertex",
+    "pandalm",
+    "fine-grained",
+    "llmbar",
+    "oasst",
+    "self-instruct",
+    "mt-bench",
+    "sharegpt",
+    "alpaca",
+    "messages",
+    "completion",
+    "trl",
+]
+"""The formats of tasks.data.formats, in the order in which "auto" asks them."""
 
 
 class Section(BaseModel):
@@ -58,37 +83,65 @@ class DataConfig(Section):
 
     comparisons: Sources = ["builtin"]
     demonstrations: Sources = ["builtin"]
-    format: Literal["auto", "prefline", "hh-rlhf", "trl"] = "auto"
+    format: FormatName = "auto"
     fields: dict[str, str] = {}
     rating: dict[str, float] = {"helpfulness": 1.0}
     near_duplicates: Share = 0.8
     builtin: BuiltInConfig = BuiltInConfig()
     split: SplitConfig = SplitConfig()
 
+    @model_validator(mode="after")
+    def _alike_enough(self) -> DataConfig:
+        if 0 < self.near_duplicates < 0.5:
+            raise ValueError("near_duplicates must be 0, or at least 0.5: below, texts of one pattern all count as one")
+        return self
+
 
 class Limit(Section):
-    """How many rows may break a rule before the data are refused."""
+    """How many rows may break a rule before the data are refused, or before a warning."""
 
     max: Annotated[int, Field(ge=0)] = 0
 
 
 class ContractConfig(Section):
-    """Thresholds of the data contract. Shares are of all rows."""
+    """Thresholds of the data contract. Shares are of all rows.
+
+    position: how often the answer shown first may be chosen, from and to. min_agreement: Krippendorff's alpha, asked for
+    where several people judged at least min_shared pairs. at_chance: comparisons by people whose choices are no better
+    than drawn lots. evaluation_sets: files whose prompts must not be trained on.
+    """
 
     min_comparisons: Count = 100
     min_demonstrations: Count = 20
     rejected_share: Share = 0.01
     identical_pairs: Limit = Limit()
     over_length: Limit = Limit()
+    control_characters: Limit = Limit()
+    garbled: Share = 0.01
+    turns: Share = 0.01
+    special_tokens: Limit = Limit()
     duplicates: Share = 0.2
+    near_duplicates: Share = 0.3
+    near_other_group: Share = 0.05
+    evaluation_sets: list[str] = []
+    contaminated: Limit = Limit()
     ties: Share = 0.5
     annotator_share: Share = 1.0
+    contradictions: Share = 0.05
+    at_chance: Share = 0.5
+    min_agreement: Annotated[float, Field(ge=-1, le=1)] = 0.1
+    min_shared: Count = 50
     longer_chosen: tuple[Share, Share] = (0.2, 0.8)
+    position: tuple[Share, Share] = (0.4, 0.6)
+    ai_labels: Share = 0.0
+    personal_data: Limit = Limit()
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> ContractConfig:
-        if self.longer_chosen[0] >= self.longer_chosen[1]:
-            raise ValueError(f"longer_chosen must be a lower and an upper share, not {list(self.longer_chosen)}")
+        for name in ("longer_chosen", "position"):
+            low, high = getattr(self, name)
+            if low >= high:
+                raise ValueError(f"{name} must be a lower and an upper share, not {[low, high]}")
         return self
 
 

@@ -34,7 +34,7 @@ Package = Literal["data", "training", "evaluation", "registry"]
 LAYERS: tuple[Package, ...] = ("data", "training", "evaluation", "registry")
 """A package of tasks may use those before it, so their code decides its results too."""
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pandas", "great-expectations", "dvc", "mlflow")
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "great-expectations", "dvc", "mlflow")
 MANIFEST = "manifest.json"
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from tasks.data.records import Message
 from tasks.errors import PreflineError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer  # seconds, which most that count words and not tokens need not spend
+
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 

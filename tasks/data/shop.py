@@ -11,8 +11,10 @@ import json
 import math
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -297,17 +299,82 @@ def demonstrations(shop: Shop, per_question: int, seed: int) -> list[Demonstrati
     return found
 
 
-def comparisons(shop: Shop, groups_per_question: int, seed: int) -> list[Comparison]:
+@dataclass(frozen=True)
+class Annotator:
+    """skill: how sharply they tell better from worse (1 / noise). length: what a word more is worth to them.
+
+    position: what a place further up on the screen is worth to them. seconds: that a ranking takes them, in the middle.
+    share: of the rankings.
+    """
+
+    skill: float
+    length: float
+    share: float
+    position: float = 0.0
+    seconds: float | None = None
+
+
+class Annotators:
+    """The simulated people, each a Plackett-Luce model of the truth and of their weaknesses.
+
+    Order of display and time are drawn apart from taste, so that they can change without the verdicts.
+    """
+
+    def __init__(self, shop: Shop, taste: random.Random, manner: random.Random) -> None:
+        self.shop = shop
+        self.taste = taste
+        self.manner = manner
+        self.of = {name: Annotator(**about) for name, about in shop.definition["annotators"].items()}
+
+    def choose(self, but: str | None = None) -> str:
+        names = [name for name in self.of if name != but]
+        return self.taste.choices(names, [self.of[name].share for name in names])[0]
+
+    def rank(self, name: str, question: Question, answers: list[str], ranking: str) -> Iterator[Comparison]:
+        """Six comparisons: by skill * gold + length * words - position * place + Gumbel noise.
+
+        Gumbel noise makes each pair follow a Bradley-Terry model with that utility (Yellott 1977).
+        """
+        who = self.of[name]
+        shown = self.manner.sample(answers, len(answers))
+        seconds = None if who.seconds is None else round(self.manner.lognormvariate(math.log(who.seconds), 0.4), 1)
+        liking = {
+            answer: who.skill * self.shop.gold(question.text, answer).utility
+            + who.length * len(answer.split())
+            - math.log(-math.log(self.taste.random()))
+            - who.position * shown.index(answer)
+            for answer in answers
+        }
+        for better, worse in combinations(sorted(answers, key=lambda answer: -liking[answer]), 2):
+            yield Comparison(
+                id="",
+                prompt=[user(question.text)],
+                chosen=[assistant(better)],
+                rejected=[assistant(worse)],
+                source="shop",
+                source_id="",
+                group_id=digest("prompt", question.text),
+                ranking=ranking,
+                annotator=name,
+                chosen_first=shown.index(better) < shown.index(worse),
+                seconds=seconds,
+                labels_by="people",
+                split=question.split,
+                tags=[question.kind],
+            )
+
+
+def comparisons(shop: Shop, groups_per_question: int, seed: int, second_opinions: float = 0.0) -> list[Comparison]:
     """Rankings of four answers by one annotator each, as six comparisons of one group.
 
-    An annotator ranks by skill * gold + length * words + Gumbel noise, so that each pair follows a Bradley-Terry
-    model with that utility (Yellott 1977).
+    second_opinions: share of the rankings that another annotator makes too. They come last and have random numbers of
+    their own, so that they leave the first ones as they are.
     """
     rng = random.Random(f"comparisons {seed}")
     writers = Writers(shop, shop.definition["answers"], rng)
-    annotators = shop.definition["annotators"]
-    shares = [annotators[name]["share"] for name in annotators]
+    annotators = Annotators(shop, rng, random.Random(f"display {seed}"))
     found: list[Comparison] = []
+    ranked: list[tuple[Question, list[str], int, str]] = []
     for question in shop.questions:
         for turn in range(groups_per_question if question.split is None else RANKINGS_OF_UNSEEN):
             answers: list[str] = []
@@ -315,29 +382,14 @@ def comparisons(shop: Shop, groups_per_question: int, seed: int) -> list[Compari
                 answer = writers.write(question)
                 if answer not in answers:
                     answers.append(answer)
-            name = rng.choices(list(annotators), shares)[0]
-            liking = {
-                answer: annotators[name]["skill"] * shop.gold(question.text, answer).utility
-                + annotators[name]["length"] * len(answer.split())
-                - math.log(-math.log(rng.random()))
-                for answer in answers
-            }
-            ranked = sorted(answers, key=lambda answer: -liking[answer])
-            for better in range(ANSWERS_PER_GROUP):
-                for worse in range(better + 1, ANSWERS_PER_GROUP):
-                    found.append(
-                        Comparison(
-                            id=digest("comparison", question.text, ranked[better], ranked[worse], name, len(found)),
-                            prompt=[user(question.text)],
-                            chosen=[assistant(ranked[better])],
-                            rejected=[assistant(ranked[worse])],
-                            source="shop",
-                            source_id=str(len(found) + 1),
-                            group_id=digest("prompt", question.text),
-                            ranking=digest("ranking", question.text, turn),
-                            annotator=name,
-                            split=question.split,
-                            tags=[question.kind],
-                        )
-                    )
+            name = annotators.choose()
+            ranked.append((question, answers, turn, name))
+            found += annotators.rank(name, question, answers, digest("ranking", question.text, turn))
+    again = Annotators(shop, random.Random(f"second opinions {seed}"), random.Random(f"second display {seed}"))
+    for question, answers, turn, name in ranked:
+        if again.taste.random() < second_opinions:
+            found += again.rank(again.choose(but=name), question, answers, digest("ranking", question.text, turn, "second"))
+    for place, one in enumerate(found):
+        one.id = digest("comparison", one.prompt[0]["content"], one.chosen[0]["content"], one.rejected[0]["content"], one.annotator, place)
+        one.source_id = str(place + 1)
     return found

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks.config import DataConfig, PipelineConfig
-from tasks.data import dvc_store, prepare
-from tasks.data.importers import KNOWN_FILES
-from tasks.data.records import Comparison, Demonstration, Message, Split, digest, read_jsonl
+from tasks.data import dvc_store, files, prepare
+from tasks.data.dvc_access import alone
+from tasks.data.records import Comparison, Demonstration, Message, Record, Split, digest, read_jsonl
 from tasks.data.shop import Shop
 from tasks.errors import PreflineError
 from tasks.stage import Metrics, StageResult, StageRun, code_digest, read_result, stage
@@ -55,23 +56,26 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The prepared data. folder: holds comparisons, demonstrations, rejects and statistics. md5: DVC's hash of it."""
+    """The prepared data. folder: holds comparisons, demonstrations, rejects and counts. md5: DVC's hash of it."""
 
     folder: Path
     md5: str
 
+    def stream(self, kind: type[Record], *splits: Split) -> Iterator[Record]:
+        """Comparisons or demonstrations one by one, of the given splits; of all, if none is given."""
+        name = prepare.COMPARISONS if kind is Comparison else prepare.DEMONSTRATIONS
+        return (record for record in read_jsonl(self.folder / name, kind) if not splits or record.split in splits)
+
     def comparisons(self, *splits: Split) -> list[Comparison]:
-        """Those of the given splits; all, if none is given."""
-        return [r for r in read_jsonl(self.folder / prepare.COMPARISONS, Comparison) if not splits or r.split in splits]
+        return list(self.stream(Comparison, *splits))
 
     def demonstrations(self, *splits: Split) -> list[Demonstration]:
-        """Those of the given splits; all, if none is given."""
-        return [r for r in read_jsonl(self.folder / prepare.DEMONSTRATIONS, Demonstration) if not splits or r.split in splits]
+        return list(self.stream(Demonstration, *splits))
 
     def prompts(self, *splits: Split) -> list[Prompt]:
         """The distinct prompts of the comparisons in those splits, in the order in which they first come."""
         found: dict[str, Prompt] = {}
-        for record in self.comparisons(*splits):
+        for record in self.stream(Comparison, *splits):
             found.setdefault(digest(record.prompt), Prompt(record.prompt, record.group_id, tuple(record.tags)))
         return list(found.values())
 
@@ -80,8 +84,9 @@ class Dataset:
         gold = self.folder / prepare.GOLD
         return Shop.load(gold) if gold.exists() else None
 
-    def statistics(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / prepare.STATISTICS).read_text(encoding="utf-8"))
+    def counts(self) -> dict[str, Any]:
+        """Rows and splits by kind, rejects, repetitions: what preparing counted."""
+        found: dict[str, Any] = json.loads((self.folder / prepare.COUNTS).read_text(encoding="utf-8"))
         return found
 
 
@@ -122,7 +127,7 @@ def snapshot(config: PipelineConfig, *, run: StageRun) -> Metrics:
         folder, kept = PREPARED, dvc_store.reproduce(run.root, run.root / PREPARED)
     else:
         folder, kept = _keep_copy(config.data, run)
-    figures = Dataset(run.root / folder, kept.md5).statistics()
+    figures = Dataset(run.root / folder, kept.md5).counts()
     found = Snapshot(
         folder=folder,
         md5=kept.md5,
@@ -148,6 +153,11 @@ def _is_pipelines_own(data: DataConfig, root: Path) -> bool:
         return False
 
 
+def standing(data: DataConfig, root: Path) -> Path:
+    """The folder, relative to the project, in which a snapshot of these data lies once it is taken."""
+    return PREPARED if _is_pipelines_own(data, root) else SNAPSHOTS / _name(data, root)
+
+
 def _keep_copy(data: DataConfig, run: StageRun) -> tuple[Path, dvc_store.Kept]:
     """The data as a folder of data/snapshots under DVC, made anew unless it is there and whole.
 
@@ -156,7 +166,7 @@ def _keep_copy(data: DataConfig, run: StageRun) -> tuple[Path, dvc_store.Kept]:
     """
     folder = SNAPSHOTS / _name(data, run.root)
     place = run.root / folder
-    with dvc_store.alone(run.root):
+    with alone(run.root):
         md5 = dvc_store.pointed_at(place)
         if md5 and place.is_dir() and dvc_store.folder_md5(place) == md5:
             return folder, dvc_store.Kept(md5)
@@ -169,12 +179,11 @@ def _keep_copy(data: DataConfig, run: StageRun) -> tuple[Path, dvc_store.Kept]:
 
 def _make(data: DataConfig, root: Path, work: Path) -> Path:
     """The prepared data in a folder below work's parent; what was made on the way is gone."""
-    raw, imported, prepared = work / "raw", work / "imported", work.with_name(f"{work.name}.prepared")
+    imported, normalised, prepared = work / "imported", work / "normalised", work.with_name(f"{work.name}.prepared")
     try:
-        if prepare.BUILT_IN in (*data.comparisons, *data.demonstrations):
-            prepare.make_builtin(data.builtin, root / SHOP, raw)
-        prepare.normalise(data, raw, root, imported)
-        prepare.split(data.split, imported, prepared)
+        prepare.import_sources(data, root / SHOP, root, imported)
+        prepare.normalise(data, imported, normalised)
+        prepare.split(data.split, normalised, prepared)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return prepared
@@ -183,16 +192,20 @@ def _make(data: DataConfig, root: Path, work: Path) -> Path:
 def _name(data: DataConfig, root: Path) -> str:
     """A short name from all that decides the data: the settings, the sources' content, the code."""
     sources = dict.fromkeys((*data.comparisons, *data.demonstrations))
-    content = {source: _content(root / SHOP if source == prepare.BUILT_IN else root / Path(source).expanduser()) for source in sources}
-    return digest(data.model_dump(mode="json"), content, code_digest("data"))[:12]
+    return digest(data.model_dump(mode="json"), {source: _content(source, root) for source in sources}, code_digest("data"))[:12]
 
 
-def _content(path: Path) -> list[tuple[str, str]]:
-    """Name and SHA-256 of a file, or of the data files in a folder. [] where there is none: importing says so better."""
-    files = sorted(file for file in path.rglob("*") if file.name.endswith(KNOWN_FILES)) if path.is_dir() else [path]
-    found = []
-    for file in files:
-        if file.is_file() and os.access(file, os.R_OK):
-            with file.open("rb") as opened:
-                found.append((file.relative_to(path).as_posix(), hashlib.file_digest(opened, "sha256").hexdigest()))
-    return found
+def _content(source: str, root: Path) -> list[tuple[str, str]]:
+    """Name and SHA-256 of each of a source's files. [] where there is none (importing says so better), or none of ours."""
+    if source.startswith("hub:"):  # its revision is part of its name, or the hub's newest is meant
+        return []
+    try:
+        found = files.files(root / (SHOP if source == prepare.BUILT_IN else Path(source).expanduser()), source)
+    except PreflineError:
+        return []
+    content = []
+    for path, name in found:
+        if os.access(path, os.R_OK):
+            with path.open("rb") as opened:
+                content.append((name, hashlib.file_digest(opened, "sha256").hexdigest()))
+    return content

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,11 +21,12 @@ from tasks.training.models import pad
 class Group:
     """The answers of one ranking (or one pair), each encoded once, and which beats which.
 
-    texts: prompt + answer as token ids. pairs: (better, worse), places in texts.
+    texts: prompt + answer as token ids. pairs: (better, worse), places in texts. trust: in each pair, 1 where it is empty.
     """
 
     texts: list[list[int]] = field(default_factory=list)
     pairs: list[tuple[int, int]] = field(default_factory=list)
+    trust: list[float] = field(default_factory=list)
 
     @property
     def width(self) -> int:
@@ -37,11 +38,20 @@ class Group:
 
     @property
     def weight(self) -> float:
+        """Of the group in its step, whatever the trust in it: a step of careless labels must not be blown up to a full one."""
         return 1.0
 
 
-def reward_groups(comparisons: Iterable[Comparison], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> tuple[list[Group], int]:
-    """Groups to train on, and how many comparisons were left out: ties, identical answers, texts over max_tokens."""
+def reward_groups(
+    comparisons: Iterable[Comparison],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    weights: Mapping[str, float] | None = None,
+) -> tuple[list[Group], int]:
+    """Groups to train on, and how many comparisons were left out: ties, identical answers, texts over max_tokens.
+
+    weights: trust by annotator, mean 1 over the comparisons; it is 1 in annotators who are not named there.
+    """
     groups: dict[str, Group] = {}
     places: dict[str, dict[tuple[int, ...], int]] = {}
     encoded: dict[str, tuple[int, ...]] = {}
@@ -65,12 +75,15 @@ def reward_groups(comparisons: Iterable[Comparison], tokenizer: PreTrainedTokeni
                 place[text] = len(group.texts)
                 group.texts.append(list(text))
         group.pairs.append((place[chosen], place[rejected]))
+        if weights:
+            group.trust.append(weights.get(comparison.annotator or "", 1.0))
     return list(groups.values()), left_out
 
 
 def group_loss(model: nn.Module, groups: list[Group], centring: float = 0.0) -> Tensor:
     """Sum over groups of the mean Bradley-Terry loss of a group's pairs (weight 1 / C(K, 2) a pair: Ouyang et al. 2022).
 
+    Each pair counts as much as it is trusted.
     centring: weight of (r_chosen + r_rejected)^2, which keeps rewards near 0 (Eisenstein et al. 2023).
     """
     texts = [text for group in groups for text in group.texts]
@@ -80,7 +93,7 @@ def group_loss(model: nn.Module, groups: list[Group], centring: float = 0.0) -> 
     for group in groups:
         better += [first + i for i, _ in group.pairs]
         worse += [first + j for _, j in group.pairs]
-        weights += [1 / len(group.pairs)] * len(group.pairs)
+        weights += [trust / len(group.pairs) for trust in group.trust or [1.0] * len(group.pairs)]
         first += len(group.texts)
     chosen, rejected = rewards[better], rewards[worse]
     loss = bradley_terry_loss(chosen, rejected) + centring * (chosen + rejected) ** 2

@@ -11,9 +11,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.config import RewardConfig
+from tasks.data.annotators import annotator_weights
 from tasks.data.encoding import decode, encode_prompt, load_tokenizer
 from tasks.data.records import Split, write_jsonl
 from tasks.data.snapshot import Dataset, Prompt, dataset
+from tasks.data.tables import comparison_table
 from tasks.errors import ConfigError, PreflineError
 from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
 from tasks.training.estimators import kl_per_sequence
@@ -25,6 +27,8 @@ from tasks.training.rollouts import Sampling, given_logprobs, sample
 from tasks.training.sft import perplexity, sft_loss, sft_rows
 
 MODEL = "model"
+WEIGHTS = "weights.json"
+"""How much each annotator's comparisons counted, where that was asked for."""
 LEARNT: tuple[Split, ...] = ("train", "judge")
 """Splits whose prompts and demonstrations train the policy. Comparisons of "judge" train the judge alone."""
 JUDGE_SEED = 7_919
@@ -76,13 +80,13 @@ def train_sft(config: Settings, *, data: StageResult, base: StageResult, run: St
 
 @stage("reward_model", reads=("seed", "max_tokens", "reward_model"), package="training")
 def train_reward_model(config: Settings, *, data: StageResult, sft: StageResult, run: StageRun) -> Metrics:
-    """The reward that PPO climbs, from comparisons of the split "train"; writes model/."""
+    """The reward that PPO climbs, from comparisons of the split "train"; writes model/ (and weights.json)."""
     return _train_scorer("train", config.reward_model, config.max_tokens, config.seed, data, sft, run)
 
 
 @stage("judge", reads=("seed", "max_tokens", "judge"), package="training")
 def train_judge(config: Settings, *, data: StageResult, sft: StageResult, run: StageRun) -> Metrics:
-    """The independent judge: another seed, and comparisons that the reward model never saw; writes model/."""
+    """The independent judge: another seed, and comparisons that the reward model never saw; writes model/ (and weights.json)."""
     return _train_scorer("judge", config.judge, config.max_tokens, config.seed + JUDGE_SEED, data, sft, run)
 
 
@@ -91,7 +95,11 @@ def _train_scorer(
 ) -> Metrics:
     held = dataset(data, run.root)
     tokenizer = load_tokenizer(sft.path / MODEL)
-    groups, left_out = reward_groups(held.comparisons(split), tokenizer, max_tokens)
+    comparisons = held.comparisons(split)
+    weights = annotator_weights(comparison_table(comparisons)) if config.weights == "annotator" else {}
+    if weights:
+        (run.out / WEIGHTS).write_text(json.dumps(weights, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    groups, left_out = reward_groups(comparisons, tokenizer, max_tokens, weights)
     groups = _at_most(groups, config.max_comparisons, seed)
     held_out, _ = reward_groups(held.comparisons("validation"), tokenizer, max_tokens)
     if not groups or not held_out:
@@ -111,6 +119,7 @@ def _train_scorer(
         "accuracy": accuracy(chosen, rejected),
         "held_out_comparisons": len(chosen),
         "margin": float((chosen - rejected).mean()),
+        **({"least_weight": min(weights.values()), "most_weight": max(weights.values())} if weights else {}),
     }
 
 

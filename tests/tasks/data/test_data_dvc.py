@@ -1,6 +1,5 @@
 """The snapshot stage with the real DVC, in small git repositories."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -14,10 +13,10 @@ import pytest
 import yaml
 
 from flows.settings import load_config
-from tasks.data import dvc_store
+from tasks.data import dvc_access, dvc_store
 from tasks.data.dvc_store import folder_md5
-from tasks.data.prepare import make_builtin, normalise, split
-from tasks.data.snapshot import Dataset, dataset, read_snapshot, snapshot
+from tasks.data.prepare import import_sources, normalise, split
+from tasks.data.snapshot import dataset, read_snapshot, snapshot
 from tasks.errors import EnvironmentRefused, PreflineError
 from tasks.stage import Context
 
@@ -155,7 +154,7 @@ def test_a_snapshot_that_is_killed_is_made_good_by_the_next(project):
 def test_a_pipeline_that_is_killed_is_made_good_by_the_next(project):
     """Its command lives on for a while, and DVC's list of who reads and writes may be cut."""
     process = in_another_process(project, "seed=0")
-    while process.poll() is None and not (project / "data" / "raw" / "comparisons.jsonl").exists():
+    while process.poll() is None and not (project / "data" / "imported" / "comparisons.jsonl").exists():
         time.sleep(0.002)
     process.kill()
     process.communicate()
@@ -170,7 +169,7 @@ def test_a_foreign_dvc_command_is_waited_for_and_then_named(project, monkeypatch
 
     (project / ".dvc" / "tmp").mkdir()
     lock = zc.lockfile.LockFile(str(project / ".dvc" / "tmp" / "lock"))
-    monkeypatch.setattr(dvc_store, "BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(dvc_access, "BUSY_SECONDS", 0.0)
     with pytest.raises(EnvironmentRefused, match="DVC is busy"):
         take(project)
     lock.close()
@@ -178,11 +177,11 @@ def test_a_foreign_dvc_command_is_waited_for_and_then_named(project, monkeypatch
 
 def test_what_a_command_printed_is_shown_when_it_fails(project, capfd):
     (project / "data" / "shop.yaml").write_text("items: [lamp\n")
-    with pytest.raises(PreflineError, match="failed to run: prefline data make") as failed:
+    with pytest.raises(PreflineError, match="failed to run: prefline data stage import") as failed:
         take(project)
     assert "shop.yaml" in failed.value.advice
     assert capfd.readouterr() == ("", "")
-    assert dvc_store.LOG not in os.environ
+    assert dvc_access.LOG not in os.environ
 
 
 def test_no_git_and_no_dvc(project):
@@ -227,29 +226,14 @@ def test_folder_md5_is_that_of_dvc(project):
     assert dvc_store.add(project, folder).md5 == folder_md5(folder)
 
 
-def test_dataset(project):
-    result, seen = take(project)
-    data = dataset(result, project)
-    assert isinstance(data, Dataset)
-    assert len(data.comparisons()) == seen.comparisons
-    assert {c.split for c in data.comparisons("train", "judge")} == {"train", "judge"}
-    assert len(data.comparisons("test")) == seen.splits["test"]
-    prompts = data.prompts("test")
-    assert len({json.dumps(prompt.messages) for prompt in prompts}) == len(prompts)
-    assert [dataclasses.astuple(p) for p in prompts] == [dataclasses.astuple(p) for p in data.prompts("test")]
-    shop = data.shop()
-    assert all(shop.by_text[prompt.messages[-1]["content"]].kind == prompt.tags[0] for prompt in prompts)
-    assert {d.split for d in data.demonstrations("train")} == {"train"}
-
-
 def test_dvc_lock_in_git_is_what_the_code_makes(tmp_path):
     """Else the first run of a fresh clone changes a file of the repository. To mend: dvc repro, and commit dvc.lock."""
     lock = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
     data = load_config(ROOT).data
-    make_builtin(data.builtin, ROOT / "data" / "shop.yaml", tmp_path / "raw")
-    normalise(data, tmp_path / "raw", ROOT, tmp_path / "imported")
-    split(data.split, tmp_path / "imported", tmp_path / "prepared")
-    for stage, folder in {"make": "raw", "normalise": "imported", "split": "prepared"}.items():
+    import_sources(data, ROOT / "data" / "shop.yaml", ROOT, tmp_path / "imported")
+    normalise(data, tmp_path / "imported", tmp_path / "normalised")
+    split(data.split, tmp_path / "normalised", tmp_path / "prepared")
+    for stage, folder in {"import": "imported", "normalise": "normalised", "split": "prepared"}.items():
         assert lock[stage]["outs"][0]["md5"] == folder_md5(tmp_path / folder), f"{stage}: run dvc repro"
     code = folder_md5(ROOT / "tasks" / "data")
     for stage in lock.values():

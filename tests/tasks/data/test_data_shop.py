@@ -1,6 +1,7 @@
 """The built-in set against truths worked out by hand: what an answer is worth, who writes better, who judges better."""
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,89 @@ def test_one_seed_one_set(shop):
     assert demonstrations(shop, 1, seed=3) == demonstrations(shop, 1, seed=3)
     assert demonstrations(shop, 1, seed=3) != demonstrations(shop, 1, seed=4)
     assert Shop(shop.definition, 1).facts != shop.facts
+
+
+# Who judged, in which order, and how fast ------------------------------------------------------------------------------
+
+
+def by_ranking(rows):
+    found = {}
+    for row in rows:
+        found.setdefault(row.ranking, []).append(row)
+    return found
+
+
+def apart_from_display(row):
+    return replace(row, chosen_first=None, seconds=None)
+
+
+def test_second_opinions_leave_the_first_ones_as_they_are(shop, judged):
+    rows = comparisons(shop, 3, seed=0, second_opinions=0.2)
+    assert rows[: len(judged)] == judged
+    assert len({row.id for row in rows}) == len(rows)
+    assert [row.source_id for row in rows] == [str(number + 1) for number in range(len(rows))]
+
+
+def test_second_opinions_are_of_another_annotator_on_the_same_four_answers(shop, judged):
+    rows = comparisons(shop, 3, seed=0, second_opinions=0.2)
+    first = {}
+    for pairs in by_ranking(judged).values():
+        texts = frozenset(text["content"] for row in pairs for text in (*row.chosen, *row.rejected))
+        first.setdefault((pairs[0].group_id, texts), set()).add(pairs[0].annotator)
+    second = by_ranking(rows[len(judged) :])
+    assert len(second) / len(by_ranking(judged)) == pytest.approx(0.2, abs=0.04)
+    for pairs in second.values():
+        texts = frozenset(text["content"] for row in pairs for text in (*row.chosen, *row.rejected))
+        assert len(pairs) == 6
+        assert len({row.annotator for row in pairs}) == 1
+        assert first[pairs[0].group_id, texts] - {pairs[0].annotator}
+    assert comparisons(shop, 3, seed=0, second_opinions=0.2) == rows
+    assert comparisons(shop, 1, seed=0, second_opinions=0.0) == comparisons(shop, 1, seed=0)
+
+
+def test_a_rankings_answers_were_shown_in_one_order_that_says_nothing(judged):
+    for pairs in by_ranking(judged).values():
+        before = {
+            (row.chosen[0]["content"], row.rejected[0]["content"])
+            if row.chosen_first
+            else (row.rejected[0]["content"], row.chosen[0]["content"])
+            for row in pairs
+        }
+        shown_before = sorted(sum(text == later for _, later in before) for text in {text for pair in before for text in pair})
+        assert shown_before == [0, 1, 2, 3]
+    assert statistics.fmean(row.chosen_first for row in judged) == pytest.approx(0.5, abs=0.02)
+
+
+def test_people_take_their_time_by_their_kind(judged):
+    assert {row.labels_by for row in judged} == {"people"}
+    for pairs in by_ranking(judged).values():
+        assert len({row.seconds for row in pairs}) == 1
+    median = {name: statistics.median(row.seconds for row in judged if row.annotator == name) for name in ("expert", "careless")}
+    assert median["expert"] == pytest.approx(45, rel=0.1)
+    assert median["careless"] == pytest.approx(8, rel=0.1)
+
+
+def with_annotators(shop, **annotators):
+    return Shop(shop.definition | {"annotators": annotators}, 0)
+
+
+def test_order_and_speed_have_random_numbers_of_their_own(shop):
+    plain = {"skill": 2.0, "length": 0.0, "share": 1}
+    calm, hasty = (comparisons(with_annotators(shop, a=plain | more), 1, seed=0) for more in ({}, {"seconds": 3}))
+    assert [apart_from_display(row) for row in calm] == [apart_from_display(row) for row in hasty]
+    assert {row.seconds for row in calm} == {None}
+
+
+def test_a_love_of_what_is_shown_first_shows_and_no_skill_is_a_coin(shop):
+    def share(what, **about):
+        return statistics.fmean(what(row) for row in comparisons(with_annotators(shop, a={"length": 0.0, "share": 1} | about), 2, seed=0))
+
+    def right(row):
+        prompt = row.prompt[0]["content"]
+        return shop.gold(prompt, row.chosen[0]["content"]).utility >= shop.gold(prompt, row.rejected[0]["content"]).utility
+
+    # A place is worth 1: shown one place further up wins with 0.731, two 0.881, three 0.953, weighted 3, 2, 1
+    expected = (3 * 0.731059 + 2 * 0.880797 + 0.952574) / 6
+    assert share(lambda row: row.chosen_first, skill=0.0, position=1.0) == pytest.approx(expected, abs=0.02)
+    assert share(lambda row: row.chosen_first, skill=2.0) == pytest.approx(0.5, abs=0.02)
+    assert share(right, skill=0.0) < 0.6 < 0.9 < share(right, skill=4.0)

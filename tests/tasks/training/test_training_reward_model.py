@@ -180,10 +180,30 @@ def test_a_batch_of_groups_is_the_sum_of_means_computed_pair_by_pair(reward):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_trust_by_hand():
+    # -log sigmoid(2) = 0.126928 counts 1.5, -log sigmoid(-1) = 1.313262 half
+    group = Group(TEXTS[:3], [(0, 1), (1, 2)], [1.5, 0.5])
+    assert group_loss(Fixed(3.0, 1.0, 2.0), [group]).item() == pytest.approx((1.5 * 0.126928 + 0.5 * 1.313262) / 2, abs=1e-6)
+
+
+def test_trust_of_1_is_no_trust_at_all_and_of_0_teaches_nothing():
+    scores = (3.0, 1.0, 0.5, -1.0)
+    trusted = Group(RANKING.texts, RANKING.pairs, [1.0] * 6)
+    assert group_loss(Fixed(*scores), [trusted], 0.1).item() == group_loss(Fixed(*scores), [RANKING], 0.1).item()
+    model = Fixed(*scores, 2.0, 1.0)
+    group_loss(model, [Group(RANKING.texts, RANKING.pairs, [0.0] * 6), PAIR], 0.1).backward()
+    assert model.scores.grad[:4].tolist() == [0, 0, 0, 0]
+    assert model.scores.grad[4:].abs().min() > 0
+
+
+def test_a_group_has_its_full_place_in_a_step_however_little_it_is_trusted():
+    assert Group(TEXTS[:2], [(0, 1)], [0.1]).weight == 1.0
+
+
 # Comparisons as groups -----------------------------------------------------------------------------------------------
 
 
-def comparison(number, chosen, rejected, ranking=None, tie=False, prompt="How warm is the lamp?"):
+def comparison(number, chosen, rejected, ranking=None, tie=False, prompt="How warm is the lamp?", annotator=None):
     return Comparison(
         id=f"c{number}",
         prompt=[user(prompt)],
@@ -193,6 +213,7 @@ def comparison(number, chosen, rejected, ranking=None, tie=False, prompt="How wa
         source_id=str(number),
         group_id=prompt,
         ranking=ranking,
+        annotator=annotator,
         tie=tie,
     )
 
@@ -237,6 +258,18 @@ def test_a_groups_texts_begin_with_the_prompt(tokenizer):
         "<|user|>How warm is the lamp?<|assistant|>Warm.<|end|>",
         "<|user|>How warm is the lamp?<|assistant|>Cold.<|end|>",
     ]
+
+
+def test_pairs_are_trusted_as_their_annotators_are_and_unknown_ones_count_1(tokenizer):
+    rows = [
+        comparison(1, "Warm.", "Cold.", "r1", annotator="ann"),
+        comparison(2, "Warm.", "Hot.", "r1", annotator="bob"),
+        comparison(3, "Warm.", "Dunno.", "r1"),
+        comparison(4, "Warm.", "Cold.", annotator="new"),
+    ]
+    groups, _ = reward_groups(rows, tokenizer, 100, {"ann": 1.5, "bob": 0.0})
+    assert [group.trust for group in groups] == [[1.5, 0.0, 1.0], [1.0]]
+    assert [group.trust for group in reward_groups(rows, tokenizer, 100)[0]] == [[], []]
 
 
 def test_pair_scores_follow_the_groups():

@@ -39,18 +39,19 @@ def answers(item):
     return [f"The {item} is red.", f"Red {item}.", "Dunno."]
 
 
-def comparisons(item, split, said=answers):
+def comparisons(item, split, said=answers, annotator=None):
     first, second, third = said(item)
     for number, (chosen, rejected) in enumerate([(first, second), (first, third), (second, third)]):
         yield Comparison(
-            id=f"{item}{number}",
+            id=f"{item}{number}{annotator}",
             prompt=[user(f"Colour of the {item}?")],
             chosen=[assistant(chosen)],
             rejected=[assistant(rejected)],
             source="toy.jsonl",
             source_id=str(number),
             group_id=item,
-            ranking=item,
+            ranking=f"{item}{annotator}",
+            annotator=annotator,
             split=split,
         )
 
@@ -71,14 +72,19 @@ def upside_down(item):
     return answers(item)[::-1]
 
 
-def snapshot(root, turned=()):
-    """The toy set as the snapshot stage leaves it, the rankings of some splits turned upside down."""
+NOBODY = {None: answers}
+"""Who makes the rankings, and how: somebody without a name."""
+
+
+def snapshot(root, turned=(), people=NOBODY):
+    """The toy set as the snapshot stage leaves it, every ranking made by each of the people, in some splits upside down."""
     folder = root / "data"
     folder.mkdir(parents=True)
     rows = [
         row
         for item, split in zip(ITEMS, SPLITS, strict=True)
-        for row in comparisons(item, split, upside_down if split in turned else answers)
+        for who, said in people.items()
+        for row in comparisons(item, split, upside_down if split in turned else said, who)
     ]
     write_jsonl(folder / COMPARISONS, rows)
     write_jsonl(folder / DEMONSTRATIONS, [demonstration(item, split) for item, split in zip(ITEMS, SPLITS, strict=True)])
@@ -112,9 +118,9 @@ class KillsAt:
 class Line:
     """The training stages over one data set, each run when it is first asked for."""
 
-    def __init__(self, root, turned=()):
+    def __init__(self, root, turned=(), people=NOBODY):
         self.context = Context(root, root / "runs")
-        self.results = {"data": snapshot(root, turned)}
+        self.results = {"data": snapshot(root, turned, people)}
 
     def __getitem__(self, name):
         if name not in self.results:
@@ -207,6 +213,28 @@ def test_a_limit_on_the_data_holds(line, name, changes, expected):
     config = PipelineConfig.model_validate(CONFIG.model_dump() | changes)
     metrics = line.run(name, config).metrics
     assert metrics["demonstrations" if name == "sft" else "comparisons"] == expected
+
+
+PEOPLE = {"ann": answers, "bob": answers, "cem": answers, "liar": upside_down}
+
+
+def test_reliability_weighs_the_comparisons_of_the_model_that_asks_for_it(tmp_path):
+    config = PipelineConfig.model_validate(CONFIG.model_dump() | {"reward_model": FIT | {"weights": "annotator"}})
+    line = Line(tmp_path / "line", people=PEOPLE)
+    plain, weighed = line.run("reward_model"), line.run("reward_model", config)
+    found = json.loads((weighed.path / "weights.json").read_text())
+    assert found["liar"] == 0
+    assert found["ann"] == found["bob"] == found["cem"] == pytest.approx(4 / 3)
+    assert (weighed.metrics["least_weight"], weighed.metrics["most_weight"]) == (0, max(found.values()))
+    assert not (plain.path / "weights.json").exists()
+    assert "least_weight" not in plain.metrics
+    assert weights(weighed) != weights(plain)
+    judge = line.run("judge", config)
+    assert not (judge.path / "weights.json").exists()
+    # What is said in other splits has no part in it
+    other = Line(tmp_path / "other", {"judge", "test"}, PEOPLE).run("reward_model", config)
+    assert json.loads((other.path / "weights.json").read_text()) == found
+    assert weights(other) == weights(weighed)
 
 
 # PPO -------------------------------------------------------------------------------------------------------------------
