@@ -96,7 +96,7 @@ def _as_before(root: Path, config: PipelineConfig) -> Iterator[None]:
     folder = root / standing(config.data, root)
     pointer = folder.with_name(f"{folder.name}.dvc")
     there = pointer.exists()
-    result = snapshot.folder(Context(root, root / "runs"), snapshot.key(config, {}))
+    result = snapshot.folder(Context(root, root / "runs"), snapshot.key(config, {}, root))
     with tempfile.TemporaryDirectory(prefix="prefline-") as place:
         kept = Path(place) / "result"
         if result.exists():

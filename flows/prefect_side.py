@@ -133,7 +133,7 @@ def as_task(
         show_stage(result)
         return result
 
-    key = f"{stage.name}-{stage.key(config, inputs)}"
+    key = f"{stage.name}-{stage.key(config, inputs, context.root)}"
     policy = CachePolicy.from_cache_key_fn(lambda *_: key) if stage.cached else NO_CACHE
     with prefect_time():
         task = Task(

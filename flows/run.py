@@ -85,7 +85,7 @@ class PipelineRun:
         inputs = inputs_of(stage, self.results)
         if not stage.cached:  # it looks at an outside store: ask again
             return self.do(stage)
-        found = read_result(stage.folder(self.context, stage.key(self.config, inputs)))
+        found = read_result(stage.folder(self.context, stage.key(self.config, inputs, self.context.root)))
         if not found:
             raise PreflineError(
                 f"{stage.name} has no finished result for this configuration.",

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -122,7 +123,8 @@ class Stage:
     """A named piece of the pipeline. body(config, **inputs, run) -> metrics.
 
     reads: the keys of the configuration that it depends on. package: whose code it depends on. cached: False for a
-    stage that acts on an outside store and must look there every time.
+    stage that acts on an outside store and must look there every time. files: keys of the configuration, with dots, that
+    name files or folders whose content it depends on too.
     """
 
     name: str
@@ -130,24 +132,28 @@ class Stage:
     reads: tuple[str, ...]
     package: Package
     cached: bool = True
+    files: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the results that the body takes."""
         return tuple(name for name in inspect.signature(self.body).parameters if name not in ("config", "run"))
 
-    def identity(self, config: PipelineConfig, inputs: dict[str, StageResult]) -> dict[str, Any]:
+    def identity(self, config: PipelineConfig, inputs: dict[str, StageResult], root: Path) -> dict[str, Any]:
         """Everything that decides the result."""
+        values = [attrgetter(key)(config) for key in self.files]
+        named = [name for value in values for name in ([value] if isinstance(value, str) else value)]
         return {
             "stage": self.name,
             "inputs": {name: inputs[name].digest for name in sorted(inputs)},
             "settings": Settings(config, self.reads).plain(),
             "code": code_digest(self.package),
             "libraries": library_versions(),
+            "named": {name: _content(root / Path(name).expanduser()) for name in named},
         }
 
-    def key(self, config: PipelineConfig, inputs: dict[str, StageResult]) -> str:
-        body = json.dumps(self.identity(config, inputs), sort_keys=True)
+    def key(self, config: PipelineConfig, inputs: dict[str, StageResult], root: Path) -> str:
+        body = json.dumps(self.identity(config, inputs, root), sort_keys=True)
         return hashlib.sha256(body.encode()).hexdigest()[:20]
 
     def folder(self, context: Context, key: str) -> Path:
@@ -157,11 +163,11 @@ class Stage:
         """The result of an earlier run with the same key whose files still hash to what its manifest says."""
         if not self.cached or self.name in context.force:
             return None
-        return read_result(self.folder(context, self.key(config, inputs)))
+        return read_result(self.folder(context, self.key(config, inputs, context.root)))
 
     def run(self, config: PipelineConfig, inputs: dict[str, StageResult], context: Context) -> StageResult:
         """Do the work, or skip it where `lookup` finds it done. Raises PreflineError; leaves a whole folder or none."""
-        key = self.key(config, inputs)
+        key = self.key(config, inputs, context.root)
         folder = self.folder(context, key)
         with _disk_errors(folder), _alone(folder):
             done = self.lookup(config, inputs, context)
@@ -170,7 +176,7 @@ class Stage:
             return self._work(config, inputs, context, key, folder)
 
     def _work(self, config: PipelineConfig, inputs: dict[str, StageResult], context: Context, key: str, folder: Path) -> StageResult:
-        identity = self.identity(config, inputs)
+        identity = self.identity(config, inputs, context.root)
         for observer in context.observers:
             observer.started(self.name, key, identity["settings"])
         partial = folder.with_name(f"{key}.partial")
@@ -195,9 +201,11 @@ class Stage:
         return result
 
 
-def stage(name: str, *, reads: tuple[str, ...], package: Package, cached: bool = True) -> Callable[[Callable[..., Metrics]], Stage]:
+def stage(
+    name: str, *, reads: tuple[str, ...], package: Package, cached: bool = True, files: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Metrics]], Stage]:
     """Decorate the function that does a stage's work."""
-    return lambda body: Stage(name, body, reads, package, cached)
+    return lambda body: Stage(name, body, reads, package, cached, files)
 
 
 def _publish(name: str, key: str, identity: dict[str, Any], run: StageRun, folder: Path, metrics: Metrics, seconds: float) -> StageResult:
@@ -264,6 +272,14 @@ def hash_files(folder: Path) -> dict[str, str]:
             with path.open("rb") as file:
                 found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
+
+
+def _content(path: Path) -> dict[str, str]:
+    """What a file, or the files of a folder, hold; nothing where there is none: whoever reads it says so better."""
+    if not path.is_file():
+        return hash_files(path)
+    with path.open("rb") as file:
+        return {"": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _digest_of(files: dict[str, str]) -> str:

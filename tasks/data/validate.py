@@ -31,7 +31,7 @@ VALIDATION, OFFENDERS, DOCS, SUMMARY = "validation.json", "rejects.jsonl", "data
 ANNOTATORS = "annotators.md"
 
 
-@stage("validate", reads=("contract", "max_tokens"), package="data")
+@stage("validate", reads=("contract", "max_tokens"), package="data", files=("contract.evaluation_sets",))
 def validate(config: PipelineConfig, *, data: StageResult, base: StageResult, run: StageRun) -> Metrics:
     """Check the data; writes validation.json and .md, annotators.md, data.html, rejects.jsonl and data_docs/.
 

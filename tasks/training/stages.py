@@ -36,7 +36,7 @@ JUDGE_SEED = 7_919
 SAMPLES_KEPT = 8
 
 
-@stage("base", reads=("seed", "model", "tiny", "max_tokens"), package="training")
+@stage("base", reads=("seed", "model", "tiny", "max_tokens"), package="training", files=("model",))
 def base_model(config: Settings, *, data: StageResult, run: StageRun) -> Metrics:
     """The model to start from, as safetensors with its tokenizer; writes model/."""
     demonstrations = dataset(data, run.root).demonstrations(*LEARNT)

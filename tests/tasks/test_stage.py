@@ -116,14 +116,36 @@ def test_work_is_done_again_only_where_what_decides_it_changed(work, context, co
 def test_where_an_input_lies_and_how_long_it_took_decide_nothing(work, context):
     body, _ = work
     elsewhere = result().model_copy(update={"path": Path("/elsewhere"), "seconds": 9.0, "skipped": "unchanged", "metrics": {"a": 1.0}})
-    assert body.key(CONFIG, {"data": result()}) == body.key(CONFIG, {"data": elsewhere})
+    assert body.key(CONFIG, {"data": result()}, context.root) == body.key(CONFIG, {"data": elsewhere}, context.root)
+
+
+def test_a_file_that_the_configuration_names_is_part_of_the_key(context):
+    body = stage("reads", reads=("contract",), package="data", files=("contract.evaluation_sets",))(lambda config, *, run: {"rows": 1.0})
+    config = PipelineConfig.model_validate({"contract": {"evaluation_sets": ["exam.jsonl"]}})
+    missing = body.key(config, {}, context.root)
+    (context.root / "exam.jsonl").write_text("one")
+    first = body.run(config, {}, context)
+    assert first.key != missing
+    assert body.run(config, {}, context).skipped == "unchanged"
+    (context.root / "exam.jsonl").write_text("two")
+    assert body.run(config, {}, context).key not in (first.key, missing)
+
+
+def test_a_folder_that_the_configuration_names_is_part_of_the_key(context):
+    body = stage("loads", reads=("model",), package="data", files=("model",))(lambda config, *, run: {})
+    config = PipelineConfig(model="base", max_tokens=64)
+    (context.root / "base").mkdir()
+    (context.root / "base" / "model.safetensors").write_text("one")
+    before = body.key(config, {}, context.root)
+    (context.root / "base" / "model.safetensors").write_text("two")
+    assert body.key(config, {}, context.root) != before
 
 
 def test_a_library_of_another_version_changes_the_key(work, context, monkeypatch):
     body, _ = work
-    before = body.key(CONFIG, {"data": result()})
+    before = body.key(CONFIG, {"data": result()}, context.root)
     monkeypatch.setattr(tasks.stage, "library_versions", lambda: {"torch": "99"})
-    assert body.key(CONFIG, {"data": result()}) != before
+    assert body.key(CONFIG, {"data": result()}, context.root) != before
 
 
 def edit(path):
@@ -271,7 +293,7 @@ def test_a_stage_that_fails_leaves_no_result_and_keeps_what_it_wrote_aside(conte
     with pytest.raises(type(error)) as caught:
         body.run(CONFIG, {}, context)
     assert caught.value is error
-    key = body.key(CONFIG, {})
+    key = body.key(CONFIG, {}, context.root)
     assert left_in(context, "fails") == [f"{key}.failed", f"{key}.partial"]
     folder = context.runs / "stages" / "fails"
     assert (folder / f"{key}.failed" / "rejects.jsonl").exists()
