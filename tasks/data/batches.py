@@ -20,7 +20,7 @@ import orjson
 
 from tasks.data.formats import Reading
 from tasks.data.importers import Reject, import_file, place
-from tasks.data.records import Comparison, Demonstration, digest
+from tasks.data.records import CONTRACT_VERSION, Comparison, Demonstration, digest
 from tasks.errors import EnvironmentRefused, PreflineError
 
 BATCHES, REJECTS, REFUSED = Path("data/batches"), Path("data/rejects"), Path("data/refused")
@@ -106,22 +106,31 @@ def take_out(root: Path, batch: Path) -> Path:
 
 def known_records(root: Path) -> dict[tuple[str, bool], int]:
     """All records of the batches: a hash of what each says, by its id and whether it is a comparison."""
-    known = {}
-    for path in _own_files(root / BATCHES):
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    record: Comparison | Demonstration
-                    row = orjson.loads(line)
-                    record = Comparison(**row) if "chosen" in row else Demonstration(**row)
-                    known[record.id, "chosen" in row] = _says(record)
-                except (ValueError, KeyError, TypeError) as error:
-                    shown = f"{path.relative_to(root).as_posix()}, line {number}"
-                    raise PreflineError(
-                        f"{shown}: not a whole record ({error}).",
-                        "Batches are not edited. Restore the file (prefline data pull), or move it away and import it again.",
-                    ) from error
-    return known
+    batches = _own_files(root / BATCHES)
+    records = (record for path in batches for record in records_of(path, path.relative_to(root).as_posix()))
+    return {(record.id, isinstance(record, Comparison)): _says(record) for record in records}
+
+
+def is_batch(path: Path) -> bool:
+    """Did an import write this file?"""
+    return path.parent.name == BATCHES.name and NAME.fullmatch(path.name) is not None
+
+
+def records_of(batch: Path, name: str) -> Iterator[Comparison | Demonstration]:
+    """The records of a batch as they were taken in, with the place that they came from. name: of the file, for messages."""
+    with batch.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = orjson.loads(line)
+                record = Comparison(**row) if "chosen" in row else Demonstration(**row)
+                if record.contract_version != CONTRACT_VERSION:
+                    raise ValueError(f"of contract version {record.contract_version}, expected {CONTRACT_VERSION}")
+            except (ValueError, TypeError) as error:
+                raise PreflineError(
+                    f"{name}, line {number}: not a whole record ({error}).",
+                    "Batches are not edited. Restore the file (prefline data pull), or move it away and import it again.",
+                ) from error
+            yield record
 
 
 def _says(record: Comparison | Demonstration) -> int:

@@ -24,7 +24,7 @@ import yaml
 
 from tasks.config import BuiltInConfig, DataConfig, SplitConfig
 from tasks.data import hub, shop
-from tasks.data.batches import BATCHES
+from tasks.data.batches import is_batch, records_of
 from tasks.data.files import files
 from tasks.data.formats import Reading
 from tasks.data.grouping import Grouped, Seen, bring_together
@@ -62,10 +62,11 @@ def import_sources(config: DataConfig, shop_yaml: Path, root: Path, out: Path) -
                     intake.begin()
                     _built_in(config, shop_yaml, intake, roles, folder)
                     continue
-                of_source = Reading() if Path(source) == BATCHES else reading  # batches are records of ours, whatever they came from
                 for path, name in [(source, source)] if source.startswith(hub.PREFIX) else files(root / Path(source).expanduser(), source):
                     intake.begin()
-                    for found in import_file(path, of_source, name):
+                    # A batch holds our own records with the places that they came from, whatever format they had there.
+                    own = isinstance(path, Path) and is_batch(path)
+                    for found in records_of(Path(path), name) if own else import_file(path, reading, name):
                         intake.take(found, roles)
         for role in ROLES:
             if not intake.rows[role]:

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
+from threadpoolctl import threadpool_limits
 
 from tasks.data.agreement import FIRST, KINDS, SECOND, TIE, Array, Labels, Places, mixed
 
@@ -126,6 +127,7 @@ def duels(labels: Labels, frame: pd.DataFrame) -> Duels:
     return Duels(mixed(prompt, chosen), mixed(prompt, rejected), won, labels.annotator, pd.factorize(prompt)[0], 2 / answers)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # its many short sums take fifteen times as long on two
 def bradley_terry(of: Duels, annotators: int) -> Reliability:
     """P(k calls i better than j) = sigmoid(beta_k (s_i - s_j)), with s ~ N(0, 1) and beta ~ N(TYPICAL, SPREAD^2).
 

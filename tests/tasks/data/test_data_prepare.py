@@ -8,6 +8,8 @@ import pytest
 
 from tasks.config import BuiltInConfig, DataConfig, SplitConfig
 from tasks.data import intake
+from tasks.data.batches import import_batch
+from tasks.data.formats import Reading
 from tasks.data.importers import Reject
 from tasks.data.intake import Counts, reject_line
 from tasks.data.prepare import BUILT_IN, import_sources, normalise, split
@@ -408,3 +410,13 @@ def test_new_batches_move_nobody(prepared, tmp_path):
         assert {name: after[name] for name in before} == before
         before = after
     assert len(before) > 200
+
+
+def test_records_of_a_batch_keep_the_place_that_they_came_from(tmp_path):
+    write(tmp_path / "march.jsonl", [{"chosen": 1}, pair("Is it warm?"), pair("Is it red?")])
+    import_batch(tmp_path, [str(tmp_path / "march.jsonl")], Reading())
+    write(tmp_path / "d.jsonl", [demonstration("Is it old?")])
+    config = DataConfig(comparisons=["data/batches"], demonstrations=["d.jsonl"], format="completion")  # which the batch is not
+    import_sources(config, SHOP, tmp_path, tmp_path / "imported")
+    places = [(found.source, found.source_id) for found in read_jsonl(tmp_path / "imported" / "comparisons.jsonl", Comparison)]
+    assert places == [("march.jsonl", "2"), ("march.jsonl", "3")]
