@@ -1,7 +1,8 @@
 """Does reliability pay? `python benchmarks/annotators.py [SEED ...]`: a reward model from the built-in set with a third of its
 labels careless, all comparisons counting alike, against one with `weights: annotator`.
 
-Two cases: the built-in careless annotator, who is still right in two pairs of three, and one who clicks at random.
+Cases: the built-in careless annotator, who is still right in two pairs of three, with as many rankings as the set has and
+with fewer; and one who clicks at random, with fewer. Where there are plenty, labels are not what holds the model back.
 Each seed makes other data, another base model and another order of training; both reward models share them. Accuracy is
 on gold: the share of held-out pairs of answers, of prompts that nobody trained on, whose truly better one scores higher.
 Figures by case and seed go to benchmarks/results/annotators.json, a row of the docs' table a seed to the terminal.
@@ -44,14 +45,14 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "annotators.json"
 SHARES = {"expert": 20, "regular": 37, "careless": 100 / 3, "wordlover": 10}
 """Of the rankings, in hundredths or about: a third are careless."""
-CASES = {"careless": 0.3, "clicking": 0.0}
-"""Skill of the careless annotator."""
+CASES = {"careless": (0.3, 16), "careless, few": (0.3, 6), "clicking, few": (0.0, 6)}
+"""Skill of the careless annotator, and rankings a question."""
 ARMS = ("none", "annotator")
 CONFIDENCE = 0.95
 
 
-def configuration(seed: int, small: bool) -> PipelineConfig:
-    changes = [f"seed={seed}", f"data.builtin.seed={seed}"]
+def configuration(case: str, seed: int, small: bool) -> PipelineConfig:
+    changes = [f"seed={seed}", f"data.builtin.seed={seed}", f"data.builtin.rankings_per_question={CASES[case][1]}"]
     if small:
         changes += ["data.builtin.rankings_per_question=1", "data.builtin.demonstrations_per_question=1", "sft.epochs=0.2"]
         changes += ["reward_model.epochs=0.5"]
@@ -63,7 +64,7 @@ def make_data(config: PipelineConfig, case: str, root: Path) -> StageResult:
     definition = yaml.safe_load((ROOT / "data" / "shop.yaml").read_text(encoding="utf-8"))
     for name, share in SHARES.items():
         definition["annotators"][name]["share"] = share
-    definition["annotators"]["careless"]["skill"] = CASES[case]
+    definition["annotators"]["careless"]["skill"] = CASES[case][0]
     (root / "shop.yaml").write_text(yaml.safe_dump(definition, sort_keys=False), encoding="utf-8")
     import_sources(config.data, root / "shop.yaml", root, root / "imported")
     normalise(config.data, root / "imported", root / "normalised")
@@ -105,7 +106,7 @@ def right(model: Path, pairs: list[tuple[str, str, str]]) -> np.ndarray:
 
 
 def measure(case: str, seed: int, small: bool, root: Path) -> dict[str, Any]:
-    config = configuration(seed, small)
+    config = configuration(case, seed, small)
     snapshot = make_data(config, case, root)
     context = Context(root, root / "runs")
     data = Dataset(root / "data", snapshot.digest)

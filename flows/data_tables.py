@@ -54,7 +54,8 @@ def statistics_table(statistics: dict[str, Any]) -> Table:
 
 def _table(first: str, *others: str) -> Table:
     """A table whose first column names what the others count."""
-    table = Table(first)
+    table = Table()
+    table.add_column(first, overflow="fold")
     for name in others:
         table.add_column(name, justify="right")
     return table

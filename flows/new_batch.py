@@ -24,7 +24,7 @@ def table(found: Imported) -> Table:
     """What came of an import. Reasons hold what the rows hold, and are taken literally."""
     shown = Table("")
     shown.add_column("rows", justify="right")
-    shown.add_column("")
+    shown.add_column(overflow="fold")  # paths are whole, so that they can be copied
     shown.add_row("read", f"{found.rows:,}", "")
     shown.add_section()
     shown.add_row("new comparisons", f"{found.comparisons:,}", f"{found.ties:,} ties" if found.ties else "")

@@ -62,7 +62,9 @@ def tell(root: Path, seen: Snapshot, batches: Kept | None, console: Console) -> 
     from tasks.data.batches import BATCHES
     from tasks.data.versions import to_commit
 
-    table = Table("folder", "DVC hash", "holds")
+    table = Table()
+    for heading in ("folder", "DVC hash", "holds"):
+        table.add_column(heading, overflow="fold")
     holds = f"{seen.comparisons:,} comparisons, {seen.demonstrations:,} demonstrations, {seen.rejects:,} rejects"
     table.add_row(str(seen.folder), seen.md5, holds)
     if batches:
@@ -156,6 +158,7 @@ def diff(
 @version_app.command()
 def log() -> None:
     """Versions of the data, newest first, and the models that were trained on each."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -169,15 +172,19 @@ def log() -> None:
         return
     models, cached = _models(root, load_config(root).names), in_cache(root, [version.md5 for version in found])
     pointed = pointers(root)
-    table = Table("DVC hash", "date", "commit", "comparisons", "demonstrations", "where", "models")
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("version", "date", "commit", "rows", "where"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("models trained on it", overflow="fold")
     for version in found:
         figures = counts(cached[version.md5]) if version.md5 in cached else {}
-        rows = [f"{figures[kind]['rows']:,}" if figures else "" for kind in ("comparisons", "demonstrations")]
-        where = str(version.folder) if pointed.get(version.folder) == version.md5 else "DVC's cache"
-        where = where if figures else f"not here: prefline data pull {version.commit[:10]}"
-        commit = version.commit[:10] or "not committed"
-        table.add_row(version.name, f"{version.made:%Y-%m-%d %H:%M}", commit, *rows, where, "\n".join(models[version.md5]))
+        rows = " + ".join(f"{figures[kind]['rows']:,}" for kind in ("comparisons", "demonstrations")) if figures else ""
+        where = "elsewhere" if not figures else "here" if pointed.get(version.folder) == version.md5 else "cache"
+        table.add_row(
+            version.name, f"{version.made:%Y-%m-%d}", version.commit[:10] or "none yet", rows, where, "\n".join(models[version.md5])
+        )
     Console().print(table)
+    typer.echo("Rows are comparisons + demonstrations. A version that lies elsewhere comes with: prefline data pull COMMIT")
 
 
 def _models(root: Path, names: NamesConfig) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ Nothing calls out. What is checked are flags, lengths and shares; no text reache
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ def check(config: PipelineConfig, tables: dict[Table, pd.DataFrame]) -> Checked:
     """Put all rules to the tables."""
     import great_expectations as gx
 
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it tells where its temporary folders are
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     for site in list(context.get_site_names()):
