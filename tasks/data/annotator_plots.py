@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,24 +15,13 @@ from matplotlib.figure import Figure
 
 from tasks.data.agreement import Estimate, PairAgreement
 from tasks.data.annotators import AT_CHANCE, Scorecard, Study
+from tasks.plotting import BLUE, GREY, ORANGE, STYLE
 
-FINE, BAD, GREY = "#0072B2", "#D55E00", "#595959"
+FINE, BAD = BLUE, ORANGE
 
 MOST_CARDS = 24
 MOST_IN_GRID = 12
 """Of whom every two are shown: more figures than theirs can't be read."""
-
-_STYLE: Any = {
-    "text.parse_math": False,  # a name may hold a dollar sign
-    "font.size": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.grid": True,
-    "grid.color": "#E3E3E3",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-}
 
 
 def scorecards(found: Study) -> bytes | None:
@@ -41,7 +29,7 @@ def scorecards(found: Study) -> bytes | None:
     shown = found.scorecards[:MOST_CARDS][::-1]
     if not shown:
         return None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 1.3 + 0.34 * len(shown)), dpi=140, layout="constrained")
         panels = figure.subplots(1, 4, sharey=True, squeeze=False)[0]
         _points(panels[0], shown, [card.reliability for card in shown], "reliability (left of the\ndashed line: a coin's)", AT_CHANCE)
@@ -77,7 +65,7 @@ def pairs(found: Study) -> bytes | None:
     if len(names) < 2:
         return None
     grid = np.full((len(names), len(names)), np.nan)
-    with mpl.rc_context(_STYLE | {"axes.grid": False}):
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
         side = 2.2 + 0.62 * len(names)
         figure = Figure(figsize=(side + 1.4, side), dpi=140, layout="constrained")
         axes = figure.add_subplot()

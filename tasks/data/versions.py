@@ -7,8 +7,6 @@ from DVC's cache without laying it out.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +21,7 @@ from tasks.data.batches import BATCHES
 from tasks.data.records import Record, read_jsonl
 from tasks.data.snapshot import PARAMS, PREPARED, SNAPSHOTS, standing
 from tasks.errors import EnvironmentRefused, PreflineError
+from tasks.git import ask_git
 
 LOCK = Path("dvc.lock")
 SHORTEST = 4
@@ -267,16 +266,7 @@ def _date(root: Path, commit: str) -> datetime:
 
 def _git(root: Path, *arguments: str) -> list[str]:
     """What git prints; nothing where it has nothing to say of that. Raises EnvironmentRefused without git or a repository."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "-c", "core.quotePath=false", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"},
-        )
-    except FileNotFoundError:
-        raise EnvironmentRefused("git is not installed.", "Install it: versions of the data are named in commits.") from None
+    done = ask_git(root, *arguments)
     if done.returncode and ("not a git repository" in done.stderr or "dubious ownership" in done.stderr):
         raise EnvironmentRefused(f"{root} is in no git repository that may be read.", "Run there: git init, and commit what is there.")
     return [] if done.returncode else done.stdout.splitlines()

@@ -9,7 +9,6 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -21,29 +20,17 @@ from tasks.evaluation.overoptimisation import Rounds, gains_of_round
 from tasks.evaluation.result import Calibration, Evaluation, WinRate
 from tasks.evaluation.statistics import Bootstrap, Interval
 from tasks.evaluation.words import whole_percent
+from tasks.plotting import BLUE, GREEN, GREY, ORANGE, STYLE
 
 PLOTS = ("frontier.png", "slices.png", "calibration.png")
 
-OWN, JUDGE, GOLD, GREY = "#D55E00", "#0072B2", "#009E73", "#595959"
+OWN, JUDGE, GOLD = ORANGE, BLUE, GREEN
 
 MOST_SLICES = 24
 """In the picture; all of them are in the table."""
 
 FEWEST_PAIRS = 10
 """Of a bin whose agreement is drawn; of fewer it is noise, and only their number is shown."""
-
-_STYLE: Any = {
-    "text.parse_math": False,  # a tag may hold a dollar sign
-    "font.size": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.grid": True,
-    "grid.color": "#E3E3E3",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
 
 
 def draw(found: Evaluation, rounds: Rounds, bootstrap: Bootstrap, folder: Path) -> None:
@@ -60,7 +47,7 @@ def draw(found: Evaluation, rounds: Rounds, bootstrap: Bootstrap, folder: Path) 
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of so many inches, saved at the end. No pyplot: it keeps figures in a global list, and threads apart."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=140, layout="constrained")
         yield figure
         picture = io.BytesIO()

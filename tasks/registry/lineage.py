@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.config import PipelineConfig
 from tasks.errors import EnvironmentRefused
+from tasks.git import ask_git
 
 CODE = ("flows", "tasks")
 """Folders in which a file that git does not know may have taken part in the run."""
@@ -50,16 +49,7 @@ def config_hash(config: PipelineConfig) -> str:
 
 
 def _git(root: Path, *arguments: str) -> list[str]:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "-c", "core.quotePath=false", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"},
-        )
-    except FileNotFoundError:
-        raise EnvironmentRefused("git is not installed.", "Install it: a model must be traceable to the commit that made it.") from None
+    done = ask_git(root, *arguments)
     if done.returncode:
         raise _refusal(root, done.stderr)
     return done.stdout.splitlines()

@@ -98,7 +98,7 @@ def test_what_was_interrupted_and_then_killed_goes_on_where_it_was(project, star
     process = start("hang")
     wait_for(process, "ran two")
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to all that it started, too
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=180)
     assert "KeyboardInterrupt" in error
     interrupted = read_record(project)
     assert interrupted.state == "interrupted"

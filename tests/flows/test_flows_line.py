@@ -28,6 +28,7 @@ evaluation: {prompts: 24, resamples: 100}
 LENIENT = """
 min_prompts: 1
 win_rate_above: 0.0
+length_controlled_above: 0.0
 kl_at_most: 1000
 slice_win_rate: 0.0
 stopped_share: 0.0
