@@ -1,8 +1,9 @@
 """What a million comparisons take: `python benchmarks/data.py [ROWS ...]` on an otherwise idle machine, 6 GB of disk free.
 
-Makes so many comparisons of about 1 KB each, then imports, groups, splits and validates them, each step in a process of its
-own. Seconds and peak memory (resident) of each, with the start of Python, go to benchmarks/results/data.json by number of
-rows, and as a table to the terminal. The search for near-duplicates is what `normalise` takes longer with it than without.
+Makes so many comparisons of about 1 KB each, then takes them in as a batch (`prefline data import`), and imports, groups,
+splits and validates them as the line of data does, each step in a process of its own. Seconds and peak memory (resident) of
+each, with the start of Python, go to benchmarks/results/data.json by number of rows, and as a table to the terminal. The
+search for near-duplicates is what `normalise` takes longer with it than without.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import orjson
 
 from tasks.config import DataConfig, PipelineConfig
 from tasks.data import prepare
+from tasks.data.batches import import_batch
 from tasks.data.dvc_store import folder_md5
+from tasks.data.formats import Reading
 from tasks.data.snapshot import SNAPSHOT, Snapshot
 from tasks.data.validate import validate
 from tasks.stage import Context, StageResult
@@ -33,8 +36,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "data.json"
 POINTS = (10_000, 100_000, 1_000_000)
 COMPARISONS, DEMONSTRATIONS = "comparisons.jsonl", "demonstrations.jsonl"
-STEPS = ("import", "normalise", "near", "split", "validate")
+STEPS = ("batch", "import", "normalise", "near", "split", "validate")
 MAX_TOKENS = 1024
+PEAK = "peak.txt"
 
 
 # Data -----------------------------------------------------------------------------------------------------------------
@@ -120,6 +124,9 @@ def write(folder: Path, rows: int) -> float:
 
 def step(name: str, folder: Path) -> None:
     """One step of the line, in this process."""
+    if name == "batch":
+        import_batch(folder, [str(folder / COMPARISONS)], Reading())
+        return
     config = DataConfig(comparisons=[COMPARISONS], demonstrations=[DEMONSTRATIONS], near_duplicates=0 if name == "normalise" else 0.8)
     if name == "import":
         prepare.import_sources(config, ROOT / "data" / "shop.yaml", folder, folder / "imported")
@@ -154,12 +161,15 @@ def measured(name: str, folder: Path) -> dict[str, float]:
     """Seconds and peak memory of a step in a process of its own."""
     begun = time.monotonic()
     command = [sys.executable, __file__, "--step", name, str(folder)]
-    started = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    _, status, usage = os.wait4(started.pid, 0)
-    started.returncode = os.waitstatus_to_exitcode(status)
-    if started.returncode:
-        raise SystemExit(f"{name} failed")
-    return {"seconds": round(time.monotonic() - begun, 1), "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2)}
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    seconds = time.monotonic() - begun
+    return {"seconds": round(seconds, 1), "peak_gb": round(int((folder / PEAK).read_text(encoding="utf-8")) * 1024 / 1e9, 2)}
+
+
+def peak() -> int:
+    """Peak resident memory of this process, KiB. Not ru_maxrss, which begins with that of the process that started it."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
 def measure(rows: int) -> dict[str, Any]:
@@ -195,5 +205,6 @@ def line(rows: int, found: dict[str, Any]) -> str:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--step"]:
         step(sys.argv[2], Path(sys.argv[3]))
+        (Path(sys.argv[3]) / PEAK).write_text(str(peak()), encoding="utf-8")
     else:
         main([int(rows) for rows in sys.argv[1:]] or list(POINTS))
