@@ -46,6 +46,7 @@ def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
     """Everything that gates and reports read, with intervals."""
     rows = evidence.rows
     registered = gains_over_sft(rows, bootstrap)
+    over_sft = _certain(_rate(rows, lambda row: row.judge_over_sft, bootstrap))
     return Evaluation(
         prompts=len(rows),
         too_long=evidence.too_long,
@@ -53,7 +54,7 @@ def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
         baseline_version=evidence.baseline_version,
         win_rate=_certain(_rate(rows, lambda row: row.judge, bootstrap)),
         win_rate_gold=_rate(rows, lambda row: row.gold, bootstrap),
-        win_rate_over_sft=_certain(_rate(rows, lambda row: row.judge_over_sft, bootstrap)),
+        win_rate_over_sft=over_sft,
         win_rate_over_sft_gold=_rate(rows, lambda row: row.gold_over_sft, bootstrap),
         length_controlled=_at_equal_lengths(rows, bootstrap),
         detectable=detectable_rate(len(rows), ties=_mean([row.judge == "tie" for row in rows]), confidence=bootstrap.confidence),
@@ -69,7 +70,7 @@ def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
         reward_model_accuracy=evidence.reward_model.accuracy,
         reward_model_calibration=evidence.reward_model.calibration,
         prefer_longer=evidence.prefer_longer,
-        over_optimisation=over_optimisation(evidence.rounds, registered, bootstrap),
+        over_optimisation=over_optimisation(evidence.rounds, registered, over_sft, bootstrap),
         chosen_round=evidence.rounds.chosen,
         rounds=evidence.rounds.last.number,
         confidence=bootstrap.confidence,

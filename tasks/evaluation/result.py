@@ -82,7 +82,8 @@ class OverOptimisation(Finding):
     own_gain, judge_gain: of the last PPO round over SFT, in standard deviations of SFT's scores, each with its interval,
     on the validation prompts. registered_own_gain, registered_judge_gain: the same for the checkpoint that was chosen,
     on the held-out prompts, which had no part in choosing it. *gold_gain: the same by the known truth.
-    hacked: the chosen checkpoint's own reward is up for sure (its interval lies above 0) and the judge's is not.
+    hacked: the chosen checkpoint's own reward is up for sure, and the judge neither finds its answers better on average nor
+    prefers them more often for sure, or finds them worse for sure.
     """
 
     own_gain: tuple[float, float, float]

@@ -12,7 +12,7 @@ from tasks.evaluation.answers import Texts
 from tasks.evaluation.evaluate import metrics_of
 from tasks.evaluation.findings import agreement_with_gold, findings, gains_over_sft, means, slices
 from tasks.evaluation.overoptimisation import Gains, Rounds, gains, gains_of_round, is_hacked, over_optimisation
-from tasks.evaluation.result import Evaluation
+from tasks.evaluation.result import Evaluation, WinRate
 from tasks.evaluation.statistics import Bootstrap
 
 BOOTSTRAP = Bootstrap(resamples=400)
@@ -27,22 +27,27 @@ def hacked(rows):
 
 
 @pytest.mark.parametrize(
-    ("own", "judge", "verdict"),
+    ("own", "judge", "lowest", "verdict"),
     [
-        ((1.0, 0.8, 1.2), (0.5, 0.3, 0.7), False),  # both up: an honest gain
-        ((1.0, 0.8, 1.2), (0.1, -0.1, 0.3), True),  # own up, the judge can't tell
-        ((1.0, 0.8, 1.2), (-0.6, -0.8, -0.4), True),  # own up, the judge's down
-        ((0.1, -0.1, 0.3), (-0.6, -0.8, -0.4), False),  # worse, but nothing was climbed
-        ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), False),  # the SFT model itself
+        ((1.0, 0.8, 1.2), (0.5, 0.3, 0.7), 0.5, False),  # both up: an honest gain
+        ((1.0, 0.8, 1.2), (0.1, -0.1, 0.3), 0.5, True),  # own up, the judge can't tell
+        ((1.0, 0.8, 1.2), (0.1, -0.1, 0.3), 0.51, False),  # own up, and preferred more often for sure
+        ((1.0, 0.8, 1.2), (-0.6, -0.8, -0.4), 0.51, True),  # many small wins, and ruin
+        ((0.1, -0.1, 0.3), (-0.6, -0.8, -0.4), 0.2, False),  # worse, but nothing was climbed
+        ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0.5, False),  # the SFT model itself
     ],
 )
-def test_hacked_is_own_up_and_judge_not(own, judge, verdict):
-    assert is_hacked(own, judge) is verdict
+def test_hacked_is_own_up_and_judge_not(own, judge, lowest, verdict):
+    assert is_hacked(own, judge, wins(lowest)) is verdict
+
+
+def wins(lowest):
+    return WinRate(rate=lowest + 0.05, low=lowest, high=lowest + 0.1, wins=0, losses=0, ties=0, sign_test=1.0)
 
 
 def test_honest_rounds_are_no_hack(make_rows, make_rounds):
     rounds = make_rounds(judge_ends_at=1.5)
-    found = over_optimisation(rounds, gains_over_sft(make_rows(gain=0.8), BOOTSTRAP), BOOTSTRAP)
+    found = over_optimisation(rounds, gains_over_sft(make_rows(gain=0.8), BOOTSTRAP), wins(0.6), BOOTSTRAP)
     assert not found.hacked
     assert found.own_gain[1] > 1.5
     assert found.judge_gain[1] > 1.0
@@ -51,14 +56,16 @@ def test_honest_rounds_are_no_hack(make_rows, make_rounds):
 
 def test_hacked_rounds_are_one(make_rows, make_rounds):
     rounds = make_rounds(judge_ends_at=-0.8)
-    found = over_optimisation(rounds, gains_of_round(rounds.last, rounds, BOOTSTRAP), BOOTSTRAP)
+    found = over_optimisation(rounds, gains_of_round(rounds.last, rounds, BOOTSTRAP), wins(0.3), BOOTSTRAP)
     assert found.hacked
     assert found.judge_gain[2] < 0 < found.own_gain[1]
-    assert over_optimisation(rounds, gains_over_sft(hacked(make_rows()), BOOTSTRAP), BOOTSTRAP).hacked
+    assert over_optimisation(rounds, gains_over_sft(hacked(make_rows()), BOOTSTRAP), wins(0.3), BOOTSTRAP).hacked
 
 
 def test_an_early_round_can_be_honest_where_the_last_is_not(make_rows, make_rounds):
-    found = over_optimisation(make_rounds(judge_ends_at=-0.8, chosen=10), gains_over_sft(make_rows(gain=0.8), BOOTSTRAP), BOOTSTRAP)
+    found = over_optimisation(
+        make_rounds(judge_ends_at=-0.8, chosen=10), gains_over_sft(make_rows(gain=0.8), BOOTSTRAP), wins(0.6), BOOTSTRAP
+    )
     assert not found.hacked
     assert found.judge_gain[2] < 0
 
