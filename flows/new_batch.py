@@ -68,6 +68,7 @@ def keep_if_good(root: Path, config: PipelineConfig, batch: Path | None, console
     """Check all data with the contract, and have DVC keep them and the batches. Raises DataRefused, the batch taken out again."""
     from flows.progress import progress_display
     from flows.version_commands import keep_batches, tell
+    from tasks.data.report import PAGE
     from tasks.data.snapshot import read_snapshot, snapshot
     from tasks.data.validate import validate
     from tasks.stage import Context
@@ -78,13 +79,16 @@ def keep_if_good(root: Path, config: PipelineConfig, batch: Path | None, console
             context = Context(root, root / "runs", [display])
             data = snapshot.run(config, {}, context)
             base = base_model.run(config, {"data": data}, context)
-            validate.run(config, {"data": data, "base": base}, context)
+            checked = validate.run(config, {"data": data, "base": base}, context)
     except DataRefused as refusal:
         if batch is None:
             raise
         undone = f"The batch was taken out again, and all is as before: mend {take_out(root, batch)} and import it."
         raise DataRefused(refusal.what, f"{refusal.advice}\n  {undone}") from refusal
     tell(root, read_snapshot(data), keep_batches(root), console)
+    if checked.metrics["warnings"]:
+        page = (checked.path / PAGE).relative_to(root)
+        console.print(f"The contract holds, with {checked.metrics['warnings']:.0f} warnings: {page}", soft_wrap=True)
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def _shown(row: Row, reading: Reading) -> list[Demonstration]:
     if row.get("messages") is not None:
         return read_messages(row, reading)
     if all(row.get(field) is None for field in ANSWERS):
-        raise Unusable('neither a comparison ("chosen", "rejected") nor a demonstration ("messages", or "prompt" and "completion")')
+        raise Unusable('neither a comparison nor a demonstration (no "chosen" and "rejected", no "messages", no "prompt" and "completion")')
     return read_completion(row, reading)
 
 

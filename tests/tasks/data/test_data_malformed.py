@@ -49,7 +49,7 @@ class File:
     reading: Reading = Reading()  # noqa: RUF009 - frozen
 
 
-NEITHER = 'neither a comparison ("chosen", "rejected") nor a demonstration ("messages", or "prompt" and "completion")'
+NEITHER = 'neither a comparison nor a demonstration (no "chosen" and "rejected", no "messages", no "prompt" and "completion")'
 NO_ROWS = "holds no rows."
 ROWS = {
     "line ends of Windows": File("a.jsonl", (LINE + OTHER_LINE).replace(b"\n", b"\r\n"), 2),
