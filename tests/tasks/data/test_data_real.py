@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tasks.config import DataConfig, SplitConfig
+from tasks.data.contamination import EvaluationPrompts
 from tasks.data.export import export
 from tasks.data.formats import Reading
 from tasks.data.importers import Reject, import_file
@@ -227,3 +228,15 @@ def test_trees():
     assert len(groups) == 212
     assert sum(round((1 + (1 + 8 * pairs) ** 0.5) / 2) for pairs in groups.values()) == 641  # k answers make k (k - 1) / 2 pairs
     assert longer_chosen(found, len) == pytest.approx(0.698, abs=0.0005)
+
+
+def test_an_evaluation_set_is_found_where_it_is_and_nowhere_else():
+    """983 of PandaLM's 999 prompts come from these instructions, a few more with small changes; none of the others do."""
+    known = EvaluationPrompts.load(["self_instruct/user_oriented_instructions.jsonl"], REAL)
+    pandalm = [found for found in import_file(PANDALM) if isinstance(found, Comparison) and found.annotator == "annotator1"]
+    assert len(pandalm) == 945
+    assert sum(known.knows(found.prompt) for found in pandalm) >= 945 - 16
+    others = [
+        found for path in (HH, REAL / "llmbar" / "Natural.json", REAL / "self_instruct" / "seed_tasks.jsonl") for found in import_file(path)
+    ]
+    assert not any(known.knows(found.prompt) for found in others if not isinstance(found, Reject))
