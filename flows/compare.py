@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -11,6 +10,7 @@ from rich.text import Text
 
 from flows.figures import MAIN, duration, number
 from flows.record import RunRecord, StageRecord
+from tasks.registry.tracking import flatten
 
 MISSING = "–"
 
@@ -52,19 +52,10 @@ def _changes(record: RunRecord) -> str:
 
 
 def _settings(first: RunRecord, second: RunRecord) -> Iterator[Row]:
-    one, other = dict(flat(first.config)), dict(flat(second.config))
+    one, other = dict(flatten(first.config)), dict(flatten(second.config))
     for key in dict.fromkeys((*one, *other)):
         if one.get(key, MISSING) != other.get(key, MISSING):
             yield key, str(one.get(key, MISSING)), str(other.get(key, MISSING)), ""
-
-
-def flat(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by dotted key."""
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value
 
 
 def _figures(first: RunRecord, second: RunRecord) -> Iterator[Row]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tasks.errors import PreflineError
 from tasks.registry import ledger
 from tasks.registry.baseline import BASELINE_VERSION
-from tasks.registry.champion import CHAMPION, by_alias, by_version
+from tasks.registry.champion import by_version, holder
 from tasks.registry.decision import DECISION, REASONS
 from tasks.registry.ledger import Action, LedgerLine
 from tasks.registry.store import REGISTRY_LOCK, Store, first_come, talking_to
@@ -37,9 +37,9 @@ def refuse(store: Store, name: str, version: str, who: str, why: str) -> LedgerL
     if not why.strip():
         raise PreflineError("Refusing a version needs a reason.", "Give it with --why: whoever trains the next one will want to know.")
     with talking_to(store.uri), first_come(store.root, REGISTRY_LOCK):
-        found, holder = _version(store, name, version), _holder(store, name)
+        found, current = _version(store, name, version), holder(store, name)
         _must_wait(name, found)
-        line = _line(found, "refused", who, why, holder)
+        line = _line(found, "refused", who, why, current)
         ledger.append(store, name, line)
         store.client.set_model_version_tag(name, version, DECISION, "not promoted")
         store.client.set_model_version_tag(name, version, REASONS, f"refused by {who}: {why}")
@@ -50,13 +50,13 @@ def _promote(store: Store, name: str, version: str, action: Action, who: str, wh
     with talking_to(store.uri), first_come(store.root, REGISTRY_LOCK):
         found = _version(store, name, version)
         mend(store, name)
-        holder = _holder(store, name)
-        if holder == version:
+        current = holder(store, name)
+        if current == version:
             raise PreflineError(f"{name} version {version} is champion already.", "prefline champion shows since when.")
         if action == "approved":
             _must_wait(name, found)
-            _must_have_met(name, found, holder)
-        line = _line(found, action, who, why, holder)
+            _must_have_met(name, found, current)
+        line = _line(found, action, who, why, current)
         change_champion(store, name, line)
         store.client.set_model_version_tag(name, version, DECISION, "promoted")
         return line
@@ -67,11 +67,6 @@ def _version(store: Store, name: str, version: str) -> ModelVersion:
     if not found:
         raise PreflineError(f"{name} has no version {version}.", "The versions are on MLflow's page: prefline ui.")
     return found
-
-
-def _holder(store: Store, name: str) -> str | None:
-    champion = by_alias(store, name, CHAMPION)
-    return str(champion.version) if champion else None
 
 
 def _must_wait(name: str, found: ModelVersion) -> None:
@@ -85,12 +80,12 @@ def _must_wait(name: str, found: ModelVersion) -> None:
         )
 
 
-def _must_have_met(name: str, found: ModelVersion, holder: str | None) -> None:
+def _must_have_met(name: str, found: ModelVersion, current: str | None) -> None:
     """Compare and set: the evidence speaks of the champion that it was gathered against."""
     met = found.tags.get(BASELINE_VERSION) or None
-    if met != holder:
+    if met != current:
         raise PreflineError(
-            f"{name} version {found.version} was compared with {_named(met)}, but the champion now is {_named(holder)}.",
+            f"{name} version {found.version} was compared with {_named(met)}, but the champion now is {_named(current)}.",
             "Run again: prefline run compares it with today's champion.",
         )
 
@@ -99,13 +94,13 @@ def _named(version: str | None) -> str:
     return f"version {version}" if version else "none (the SFT model)"
 
 
-def _line(found: ModelVersion, action: Action, who: str, why: str, holder: str | None) -> LedgerLine:
+def _line(found: ModelVersion, action: Action, who: str, why: str, current: str | None) -> LedgerLine:
     return LedgerLine(
         at=ledger.now(),
         who=who or ledger.who(),
         action=action,
         version=str(found.version),
-        previous=holder,
+        previous=current,
         why=why,
         evidence=found.tags.get("prefline.evaluation_digest", ""),
         run=found.tags.get("prefline.pipeline_run", ""),

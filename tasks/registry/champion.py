@@ -24,6 +24,12 @@ def by_alias(store: Store, name: str, alias: str) -> ModelVersion | None:
     return _if_there(lambda: store.client.get_model_version_by_alias(name, alias))
 
 
+def holder(store: Store, name: str) -> str | None:
+    """The champion's version; None where there is no champion."""
+    champion = by_alias(store, name, CHAMPION)
+    return str(champion.version) if champion else None
+
+
 def by_version(store: Store, name: str, version: str) -> ModelVersion | None:
     return _if_there(lambda: store.client.get_model_version(name, version))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tasks.evaluation.result import Evaluation
 from tasks.registry.baseline import Baseline
-from tasks.registry.champion import CHAMPION, by_alias
+from tasks.registry.champion import holder
 from tasks.registry.decision import DECISION, REASONS, Decision
 from tasks.registry.gates import Facts, Gate, check_gates, read_policy
 from tasks.registry.ledger import LedgerLine, now, who
@@ -42,19 +42,18 @@ def promote(
     gates = check_gates(evaluation, policy, facts)
     with talking_to(tracked.store.uri), first_come(run.root, REGISTRY_LOCK):
         mend(tracked.store, name)
-        champion = by_alias(tracked.store, name, CHAMPION)
-        holder = str(champion.version) if champion else None
-        if holder == version:
+        current = holder(tracked.store, name)
+        if current == version:
             run.nothing_to_do = "already champion"
             decision = Decision(decision="already champion", model=name, version=version, previous=None, gates=gates, reasons=[])
         else:
-            gates.append(_unchanged(Baseline.load(baseline.path).version, holder))
+            gates.append(_unchanged(Baseline.load(baseline.path).version, current))
             reasons = [f"{gate.name}: required {gate.required}, found {gate.found}" for gate in gates if not gate.passed]
             decision = Decision(
                 decision="not promoted" if reasons else "awaiting approval" if policy.approval else "promoted",
                 model=name,
                 version=version,
-                previous=holder,
+                previous=current,
                 gates=gates,
                 reasons=reasons,
             )
@@ -84,13 +83,13 @@ def _validated(validate: StageResult, data: StageResult) -> bool:
     return manifest["inputs"].get("data") == data.digest
 
 
-def _unchanged(compared_with: str | None, holder: str | None) -> Gate:
+def _unchanged(compared_with: str | None, current: str | None) -> Gate:
     """Compare and set: somebody else's promotion, since the baseline was chosen, is not undone by ours."""
 
     def named(version: str | None) -> str:
         return f"version {version}" if version else "none"
 
-    return Gate(name="champion since the comparison", required=named(compared_with), found=named(holder), passed=compared_with == holder)
+    return Gate(name="champion since the comparison", required=named(compared_with), found=named(current), passed=compared_with == current)
 
 
 def _line(tracked: MLflowRun, decision: Decision, evidence: str) -> LedgerLine:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from tasks.errors import PreflineError
 from tasks.registry import ledger
-from tasks.registry.champion import CHALLENGER, CHAMPION, PREVIOUS, by_alias, by_version
+from tasks.registry.champion import CHALLENGER, CHAMPION, PREVIOUS, by_alias, by_version, holder
 from tasks.registry.ledger import CROWNS, LedgerLine
 from tasks.registry.store import REGISTRY_LOCK, Store, first_come, talking_to
 
@@ -67,13 +67,13 @@ def rollback(store: Store, name: str, to: str, why: str) -> LedgerLine:
     Raises PreflineError where there is none, where it never was champion, or where it was deleted.
     """
     with talking_to(store.uri), first_come(store.root, REGISTRY_LOCK):
-        holder = by_alias(store, name, CHAMPION)
-        if not holder:
+        if holder(store, name):
+            mend(store, name)
+        current = holder(store, name)
+        if not current:
             raise PreflineError(
                 f"{name} has no champion to roll back.", "prefline run trains a policy and promotes it if every gate holds."
             )
-        mend(store, name)
-        current = str(by_alias(store, name, CHAMPION).version)  # type: ignore[union-attr]  # mending never takes a champion away
         target = to or _before(store, name, current)
         _must_have_been_champion(store, name, target, current)
         version = by_version(store, name, target)
