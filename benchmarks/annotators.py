@@ -39,7 +39,8 @@ from tasks.data.tables import comparison_table
 from tasks.evaluation.statistics import Bootstrap, mean_interval, outcomes_of
 from tasks.stage import Context, StageResult
 from tasks.training.models import RewardModel, score_texts
-from tasks.training.stages import WEIGHTS, base_model, train_reward_model, train_sft
+from tasks.training.scorers import WEIGHTS, train_reward_model
+from tasks.training.stages import base_model, train_sft
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "annotators.json"

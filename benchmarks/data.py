@@ -148,7 +148,7 @@ def _validate(folder: Path) -> None:
 
 def snapshot(folder: Path) -> None:
     """What validating needs besides the data: their hash, and a model's tokenizer."""
-    from tasks.training.models import train_tokenizer
+    from tasks.training.base import train_tokenizer
 
     texts = [row["prompt"][0]["content"] for row in comparisons(2000, seed=2)]
     train_tokenizer(texts, 640).save_pretrained(folder / "base" / "model")

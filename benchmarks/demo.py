@@ -66,7 +66,7 @@ def run(project: Path, *arguments: str) -> dict[str, Any]:
         "tools": {tool: round(value, 1) for tool, value in record["costs"].items()},
         "stages": {name: "skipped" if stage["skipped"] else round(stage["seconds"], 1) for name, stage in stages.items()},
         "decision": (record["decision"] or {}).get("decision"),
-        "ppo": stages["ppo"]["metrics"],
+        "policy": stages["policy"]["metrics"],
         "evaluation": stages["evaluate"]["metrics"],
     }
 

@@ -35,7 +35,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 
 Configs = Annotated[list[Path] | None, typer.Option("--config", metavar="FILE", help="Laid over params.yaml. May be repeated.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One key, as in ppo.rounds=30. May be repeated.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One key, as in sft.epochs=3. May be repeated.")]
 
 
 @app.command()

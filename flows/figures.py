@@ -11,7 +11,7 @@ MAIN = {
     "sft": ("perplexity", "loss"),
     "reward_model": ("accuracy", "loss"),
     "judge": ("accuracy", "loss"),
-    "ppo": ("own_reward", "own", "judge", "gold", "kl", "chosen_round"),
+    "policy": ("own_reward", "own", "judge", "gold", "kl", "chosen_round"),
     "evaluate": ("win_rate", "win_rate_gold", "kl"),
     "register": ("version", "new_versions"),
     "promote": ("gates_passed", "gates"),

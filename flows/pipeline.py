@@ -19,7 +19,9 @@ from tasks.evaluation.evaluate import evaluate
 from tasks.registry.baseline import baseline
 from tasks.registry.promote import promote
 from tasks.registry.register import register
-from tasks.training.stages import base_model, optimise_policy, train_judge, train_reward_model, train_sft
+from tasks.training.policy import optimise_policy
+from tasks.training.scorers import train_judge, train_reward_model
+from tasks.training.stages import base_model, train_sft
 
 LINE = (
     snapshot,  # the data, as DVC knows them
@@ -28,7 +30,7 @@ LINE = (
     train_sft,  # the form of an answer, from demonstrations
     train_reward_model,  # what people prefer, from comparisons
     train_judge,  # the same from other comparisons: to judge what the reward model was used for
-    optimise_policy,  # PPO against the reward model, kept near SFT
+    optimise_policy,  # PPO (or another method) against the reward model, kept near SFT
     baseline,  # whom to beat: the champion, or SFT
     evaluate,  # on held-out prompts, by the judge
     register,  # in MLflow, with where everything came from

@@ -112,7 +112,7 @@ def _override(text: str) -> Layer:
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"--set {text}: expected KEY=VALUE.", "For example: --set ppo.rounds=30")
+        raise ConfigError(f"--set {text}: expected KEY=VALUE.", "For example: --set policy.rounds=30")
     try:
         parsed: Any = yaml.load(value, _Loader)
     except yaml.YAMLError as error:

@@ -1,7 +1,7 @@
 """The configuration: what params.yaml may say, checked before anything runs.
 
-One model a section; unknown keys are refused. The same model is the Prefect flow's parameter. Secrets have no place
-here: they come from the environment.
+One model a section, those of training in tasks/training_config.py; unknown keys are refused. The same model is the
+Prefect flow's parameter. Secrets have no place here: they come from the environment.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Part = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+from tasks.training_config import AdapterConfig, ComputeConfig, Count, Part, PolicyConfig, RewardConfig, Section, SFTConfig, Share
+
 Sources = Annotated[list[str], Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 FormatName = Literal[
@@ -42,10 +40,6 @@ FormatName = Literal[
     "trl",
 ]
 """The formats of tasks.data.formats, in the order in which "auto" asks them."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BuiltInConfig(Section):
@@ -162,79 +156,6 @@ class TinyConfig(Section):
         return self
 
 
-class FitConfig(Section):
-    """One pass of supervised training. batch: rows a step. tokens_at_once: what fits in memory; no effect on the result."""
-
-    epochs: Positive = 1.0
-    batch: Count = 64
-    tokens_at_once: Count = 8192
-    learning_rate: Positive = 1e-3
-    warmup: Share = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip_gradient: Positive = 1.0
-    checkpoint_seconds: Positive = 60.0
-
-
-class SFTConfig(FitConfig):
-    max_demonstrations: Count | None = None
-
-
-class RewardConfig(FitConfig):
-    """max_comparisons: use only so many, to see what too few do. weights: how much each comparison counts."""
-
-    max_comparisons: Count | None = None
-    weights: Literal["none", "annotator"] = "none"
-    centring: Annotated[float, Field(ge=0)] = 0.0
-
-
-class KLConfig(Section):
-    """weight: of the KL penalty, 0 for none. target: nats a sequence that the weight is steered to, or null for a fixed weight."""
-
-    weight: Annotated[float, Field(ge=0)] = 0.1
-    target: Positive | None = None
-    horizon: Count = 10_000
-
-    @model_validator(mode="after")
-    def _something_to_steer(self) -> KLConfig:
-        if self.target is not None and self.weight == 0:
-            raise ValueError("target needs a weight above 0 to start from: steering multiplies it")
-        return self
-
-
-class PPOConfig(Section):
-    """Proximal policy optimisation; names and defaults after Stiennon et al. 2020 and Huang et al. 2024."""
-
-    rounds: Count = 24
-    answers: Count = 128
-    minibatch: Count = 64
-    epochs: Count = 4
-    learning_rate: Positive = 1e-4
-    critic_learning_rate: Positive = 3e-4
-    clip: Positive = 0.2
-    value_clip: Positive = 0.2
-    value_weight: Positive = 0.1
-    gamma: Share = 1.0
-    lam: Share = 0.95
-    temperature: Positive = 1.0
-    kl: KLConfig = KLConfig()
-    score_clip: Positive | None = None
-    whiten_rewards: bool = False
-    no_stop_penalty: Annotated[float, Field(ge=0)] = 1.0
-    clip_gradient: Positive = 1.0
-    tokens_at_once: Count = 8192
-    judge_every: Count = 3
-    choose: Literal["judge", "last"] = "judge"
-    stop_kl: Positive | None = None
-
-    @model_validator(mode="after")
-    def _minibatch_fits(self) -> PPOConfig:
-        if self.answers % self.minibatch:
-            raise ValueError(f"answers ({self.answers}) must be a multiple of minibatch ({self.minibatch})")
-        if self.answers < 8:
-            raise ValueError(f"answers ({self.answers}) must be at least 8: advantages are whitened over them")
-        return self
-
-
 class EvaluationConfig(Section):
     """prompts: at most so many held-out prompts. resamples: of the bootstrap."""
 
@@ -262,12 +183,14 @@ class PipelineConfig(Section):
     max_tokens: Count = 128
     max_new_tokens: Count = 48
     threads: Annotated[int, Field(ge=0)] = 0
+    compute: ComputeConfig = ComputeConfig()
+    adapter: AdapterConfig = AdapterConfig()
     data: DataConfig = DataConfig()
     contract: ContractConfig = ContractConfig()
     sft: SFTConfig = SFTConfig()
     reward_model: RewardConfig = RewardConfig()
     judge: RewardConfig = RewardConfig()
-    ppo: PPOConfig = PPOConfig()
+    policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: Path = Path("mlflow/promotion.yaml")
     names: NamesConfig = NamesConfig()
@@ -278,6 +201,8 @@ class PipelineConfig(Section):
             raise ValueError(
                 f"max_new_tokens ({self.max_new_tokens}) must be below max_tokens ({self.max_tokens}), which counts the prompt too"
             )
+        if self.compute.sharding == "fsdp" and self.policy.method in ("ppo", "rloo", "grpo"):
+            raise ValueError(f"compute.sharding: fsdp can't sample, and policy.method {self.policy.method} does: use dpo, or no sharding")
         if self.model == "tiny-llama" and self.max_tokens > self.tiny.context:
             raise ValueError(f"max_tokens ({self.max_tokens}) is more than tiny.context ({self.tiny.context})")
         return self

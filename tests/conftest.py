@@ -35,7 +35,7 @@ TEXTS = ["How warm is the red lamp?", "The red lamp is warm.", "Sorry, I can't h
 @pytest.fixture(scope="session")
 def tokenizer():
     """Byte-level BPE with 300 tokens, trained on four sentences."""
-    from tasks.training.models import train_tokenizer
+    from tasks.training.base import train_tokenizer
 
     return train_tokenizer(TEXTS * 4, 300)
 

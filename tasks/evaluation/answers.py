@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.data.encoding import decode, encode_answer, encode_prompt, load_tokenizer
 from tasks.data.records import Message, assistant, write_jsonl
-from tasks.training.loop import seed_of
+from tasks.training.logprobs import TOKENS_AT_ONCE, given_logprobs
 from tasks.training.models import RewardModel, load_policy, score_texts, tokenizer_fingerprint
-from tasks.training.rollouts import TOKENS_AT_ONCE, Answer, Sampling, given_logprobs, sample
+from tasks.training.sampling import Answer, Sampling, sample
 
 ANSWERS = "answers.jsonl"
 
@@ -105,17 +104,16 @@ class Speaker:
     def answer(self, prompts: Sequence[list[Message]], sampling: Sampling, seed: int, done: Callable[[int], None]) -> list[Answer]:
         """One answer a prompt, in order, in batches that fit in memory. done(prompts) is called after each.
 
-        Every batch has a generator of its own, so that models draw the same random numbers, and two equal models give
-        equal answers.
+        Models draw the same random numbers, so that two equal ones give equal answers.
         """
         encoded = [self.vocabulary.encode(prompt) for prompt in prompts]
         answers: list[Answer] = []
         size = max(1, TOKENS_AT_ONCE // (max(len(prompt) for prompt in encoded) + sampling.max_new_tokens))
+        noise = sampling.noise(len(prompts), seed)
         for first in range(0, len(prompts), size):
-            generator = torch.Generator().manual_seed(seed_of(seed, first))
-            batch = encoded[first : first + size]
-            answers += sample(self.model, batch, sampling, self.vocabulary.tokenizer.eos_token_id, generator)
-            done(len(batch))
+            batch = slice(first, first + size)
+            answers += sample(self.model, encoded[batch], sampling, self.vocabulary.tokenizer.eos_token_id, noise[batch])
+            done(len(encoded[batch]))
         return answers
 
     def logprobs(self, prompts: Sequence[list[Message]], answers: list[list[int]], temperature: float) -> list[list[float]]:

@@ -25,7 +25,7 @@ from tasks.evaluation.report import write_report
 from tasks.evaluation.result import Evaluation
 from tasks.evaluation.statistics import Bootstrap
 from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
-from tasks.training.rollouts import Sampling
+from tasks.training.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,19 @@ def evaluate(
     sft: StageResult,
     reward_model: StageResult,
     judge: StageResult,
-    ppo: StageResult,
+    policy: StageResult,
     baseline: StageResult,
     run: StageRun,
 ) -> Metrics:
     """Writes evaluation.json, answers.jsonl, the plots, report.html and report.md to run.out."""
     held = dataset(data, run.root)
     opponent = Opponent.read(baseline.path)
-    vocabulary = Vocabulary.load(ppo.path / "model")
+    vocabulary = Vocabulary.load(policy.path / "model")
     prompts, too_long = held_out(held.prompts("test"), vocabulary, config)
     sampling = Sampling(config.max_new_tokens, config.evaluation.temperature)
     exam = Exam(prompts, vocabulary, sampling, config.seed, run, total=len(prompts) * (6 if opponent.folder else 5))
 
-    by_policy = exam.answers_of(ppo.path / "model")
+    by_policy = exam.answers_of(policy.path / "model")
     by_sft = exam.answers_of(sft.path / "model")
     by_opponent = exam.answers_of(opponent.folder) if opponent.folder else None
     kl = exam.kl_from(sft.path / "model", by_policy)
@@ -74,7 +74,7 @@ def evaluate(
     evidence = Evidence(
         rows=rows,
         too_long=too_long,
-        rounds=Rounds.load(ppo.path),
+        rounds=Rounds.load(policy.path),
         kl=kl,
         judge=agreement(scores.judge, pairs, bootstrap),
         reward_model=agreement(scores.own, pairs, bootstrap),

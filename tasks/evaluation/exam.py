@@ -15,7 +15,7 @@ from tasks.data.snapshot import Prompt
 from tasks.evaluation.answers import Speaker, Texts, Vocabulary
 from tasks.stage import StageRun
 from tasks.training.estimators import kl_per_sequence
-from tasks.training.rollouts import Sampling
+from tasks.training.sampling import Sampling
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Rounds:
         rounds = [Round(row["round"], row["kl"], _scores(row)) for row in body["rounds"]]
         if not rounds or rounds[0].number != 0:
             raise PreflineError(
-                f"{folder / ROUNDS}: round 0, the SFT model's own scores, is missing.", "Train again: prefline run --from ppo."
+                f"{folder / ROUNDS}: round 0, the SFT model's own scores, is missing.", "Train again: prefline run --from policy."
             )
         return cls(body["chosen_round"], rounds)
 

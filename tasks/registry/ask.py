@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.data.encoding import decode, encode_prompt
@@ -14,7 +13,7 @@ from tasks.data.records import user
 from tasks.errors import PreflineError
 from tasks.registry.champion import CHAMPION, by_alias, by_version, fetch
 from tasks.registry.store import Store, talking_to
-from tasks.training.rollouts import Sampling, sample
+from tasks.training.sampling import Sampling, sample
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -41,7 +40,7 @@ def ask(store: Store, name: str, question: str, max_new_tokens: int, version: st
     model, tokenizer = _load(store, found)
     prompt = encode_prompt(tokenizer, [user(question)])
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0.0)
-    answer = sample(model, [prompt], sampling, tokenizer.eos_token_id, torch.Generator().manual_seed(0))[0]
+    answer = sample(model, [prompt], sampling, tokenizer.eos_token_id, sampling.noise(1, 0))[0]
     return Reply(str(found.version), decode(tokenizer, answer.tokens), answer.stopped)
 
 

@@ -38,14 +38,14 @@ class Baseline(BaseModel):
 
 
 @stage("baseline", reads=("names",), package="registry", cached=False)
-def baseline(config: Settings, *, sft: StageResult, ppo: StageResult, run: StageRun) -> Metrics:
+def baseline(config: Settings, *, sft: StageResult, policy: StageResult, run: StageRun) -> Metrics:
     """Write baseline.json, and the champion's model where it is the champion.
 
     A policy that already is the champion meets whom it met then, so that a repeated run finds its evaluation done.
     """
     store = MLflowRun.watching(run).store
     with talking_to(store.uri):
-        version = opponent(store, config.names.policy, ppo.digest)
+        version = opponent(store, config.names.policy, policy.digest)
         if version is None:
             Baseline().save(run.out)
             return {"champions": 0.0}

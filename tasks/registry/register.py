@@ -54,7 +54,7 @@ def register(
     data: StageResult,
     sft: StageResult,
     reward_model: StageResult,
-    ppo: StageResult,
+    policy: StageResult,
     baseline: StageResult,
     evaluate: StageResult,
     run: StageRun,
@@ -68,15 +68,15 @@ def register(
     origin = {**lineage_tags(tracked.lineage), "prefline.dataset_md5": md5, "prefline.pipeline_run": tracked.run_id}
     evaluation, opponent = Evaluation.load(evaluate.path), Baseline.load(baseline.path)
     evidence = {
-        POLICY_DIGEST: ppo.digest,
+        POLICY_DIGEST: policy.digest,
         "prefline.evaluation_digest": evaluate.digest,
         BASELINE_VERSION: opponent.version or "",
     }
     entries = (
         Entry(
             config.names.policy,
-            ppo.path / "model",
-            ppo.digest,
+            policy.path / "model",
+            policy.digest,
             "text-generation",
             "policy",
             POLICY_ABOUT,

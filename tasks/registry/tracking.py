@@ -43,7 +43,7 @@ USES_OF_DATA = {
     "sft": "training",
     "reward_model": "training",
     "judge": "training",
-    "ppo": "training",
+    "policy": "training",
     "evaluate": "evaluation",
 }
 """What a stage needs the dataset for: MLflow's context of a dataset input."""

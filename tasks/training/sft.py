@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tasks.data.encoding import encode_answer, encode_prompt
 from tasks.data.records import Demonstration
 from tasks.errors import PreflineError
-from tasks.training.loop import microbatches
-from tasks.training.rollouts import answer_logprobs
+from tasks.training.batches import microbatches
+from tasks.training.logprobs import tree_logprobs
+from tasks.training.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,6 @@ class SFTRow:
     @property
     def width(self) -> int:
         return len(self.prompt) + len(self.answer)
-
-    @property
-    def tokens(self) -> int:
-        return self.width
 
     @property
     def weight(self) -> float:
@@ -49,7 +46,7 @@ def sft_rows(demonstrations: list[Demonstration], tokenizer: PreTrainedTokenizer
                 "Remove the row: there is nothing in it to learn.",
             )
         row = SFTRow(encode_prompt(tokenizer, demonstration.prompt), answer)
-        if row.tokens <= max_tokens:
+        if row.width <= max_tokens:
             rows.append(row)
     return rows, len(demonstrations) - len(rows)
 
@@ -57,7 +54,7 @@ def sft_rows(demonstrations: list[Demonstration], tokenizer: PreTrainedTokenizer
 def sft_loss(model: nn.Module, rows: list[SFTRow]) -> Tensor:
     """Sum over all answer tokens of -log p(token), in nats."""
     assert isinstance(model, PreTrainedModel)
-    logprobs, _, _ = answer_logprobs(model, [row.prompt for row in rows], [row.answer for row in rows], temperature=1.0)
+    logprobs, _ = tree_logprobs(model, [Tree(row.prompt, [row.answer]) for row in rows], temperature=1.0)
     return -logprobs.sum()
 
 

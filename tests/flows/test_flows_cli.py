@@ -39,9 +39,9 @@ def test_help_lists_the_commands(prefline):
 
 
 def test_a_misspelt_key_is_a_usage_error(project, prefline):
-    code, _, error = prefline("run", "--set", "ppo.rouds=3")
+    code, _, error = prefline("run", "--set", "policy.rouds=3")
     assert code == 2
-    assert error == "prefline: --set ppo.rouds=3: there is no key ppo.rouds.\n  Did you mean ppo.rounds?\n"
+    assert error == "prefline: --set policy.rouds=3: there is no key policy.rouds.\n  Did you mean policy.rounds?\n"
 
 
 def test_an_unknown_option_is_a_usage_error(project, prefline):

@@ -40,7 +40,7 @@ def record():
         mlflow_url="http://127.0.0.1:5000/#/x",
         stages=[
             StageRecord(name="sft", state="done", seconds=61.0, metrics={"perplexity": 2.514}),
-            StageRecord(name="ppo", state="skipped", skipped="unchanged", metrics={"kl": 1.9}),
+            StageRecord(name="policy", state="skipped", skipped="unchanged", metrics={"kl": 1.9}),
             StageRecord(name="evaluate", state="waiting"),
         ],
         decision=decision("not promoted"),
@@ -55,15 +55,15 @@ def printed(table):
 
 
 def test_two_runs_side_by_side(record):
-    first = record.model_copy(update={"config": {"seed": 0, "ppo": {"rounds": 24, "kl": {"weight": 0.1}}}})
+    first = record.model_copy(update={"config": {"seed": 0, "policy": {"rounds": 24, "kl": {"weight": 0.1}}}})
     stages = [StageRecord(name="sft", state="done", seconds=30.0, metrics={"perplexity": 2.0}), *record.stages[1:]]
-    config = {"seed": 0, "ppo": {"rounds": 30, "kl": {"weight": 0.1}}}
+    config = {"seed": 0, "policy": {"rounds": 30, "kl": {"weight": 0.1}}}
     later = record.model_copy(update={"config": config, "stages": stages, "run": "later", "seconds": 80.0})
     lines = printed(comparison_table(first, later))
-    assert "ppo.rounds 24 30" in lines
+    assert "policy.rounds 24 30" in lines
     assert not any("seed" in line or "weight" in line for line in lines)
     assert "sft: perplexity 2.51 2 -0.514" in lines
-    assert "ppo: kl 1.9 1.9 +0" in lines
+    assert "policy: kl 1.9 1.9 +0" in lines
     assert "took 1 min 40 s 1 min 20 s -20.0 s" in lines
     assert "decision not promoted, version 2 not promoted, version 2" in lines
 
@@ -114,7 +114,7 @@ def test_the_markdown_has_the_same(record):
     text = markdown(record)
     assert text.startswith("**policy version 2 is not promoted")
     assert "| ✗ win rate over SFT model | lower bound above 0.50 | 0.400 (0.300 to 0.500) |" in text
-    assert "| ppo | unchanged | kl 1.9 |" in text
+    assert "| policy | unchanged | kl 1.9 |" in text
     assert "with changes" in text
     assert gate_rows(record.decision)[1] == {"gate": "git tree", "required": "clean", "found": "clean", "passed": "yes"}
 
@@ -130,8 +130,8 @@ def watch(display):
         display.progressed("sft", 2, 2, {})
         display.finished(result())
         display.finished(result("unchanged"))
-        display.started("ppo", "k", {})
-        display.failed("ppo", RuntimeError())
+        display.started("policy", "k", {})
+        display.failed("policy", RuntimeError())
 
 
 def test_plain_lines_for_logs():
@@ -143,8 +143,8 @@ def test_plain_lines_for_logs():
         ["sft", "begins"],
         ["sft", "2.0", "s", "loss", "0.5"],
         ["sft", "unchanged", "loss", "0.5"],
-        ["ppo", "begins"],
-        ["ppo", "failed"],
+        ["policy", "begins"],
+        ["policy", "failed"],
     ]
 
 
@@ -156,4 +156,4 @@ def test_bars_for_people():
     text = out.getvalue()
     assert "loss 0.5" in text
     assert "unchanged" in text
-    assert "ppo           failed" in text
+    assert "policy        failed" in text

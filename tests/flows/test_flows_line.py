@@ -21,7 +21,7 @@ data: {builtin: {demonstrations_per_question: 1, rankings_per_question: 1}}
 sft: {batch: 32}
 reward_model: {batch: 16}
 judge: {batch: 16}
-ppo: {rounds: 2, answers: 32, minibatch: 32, judge_every: 1}
+policy: {rounds: 2, answers: 32, minibatch: 32, judge_every: 1}
 evaluation: {prompts: 24, resamples: 100}
 """
 

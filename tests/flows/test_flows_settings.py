@@ -9,7 +9,8 @@ from tasks.errors import ConfigError
 
 @pytest.fixture
 def root(tmp_path):
-    (tmp_path / "params.yaml").write_text("seed: 3\nppo:\n  rounds: 10\n  kl:\n    weight: 0.2\ndata:\n  comparisons: [a.jsonl, b.jsonl]\n")
+    text = "seed: 3\npolicy:\n  rounds: 10\n  kl:\n    weight: 0.2\ndata:\n  comparisons: [a.jsonl, b.jsonl]\n"
+    (tmp_path / "params.yaml").write_text(text)
     return tmp_path
 
 
@@ -31,9 +32,9 @@ def test_outside_a_project(tmp_path):
 
 
 def test_layers_merge_key_by_key_and_lists_are_replaced(root):
-    (root / "over.yaml").write_text("ppo:\n  kl:\n    target: 4\ndata:\n  comparisons: [c.jsonl]\n")
-    config = load_config(root, [root / "over.yaml"], ["ppo.rounds=20", "sft.learning_rate=5e-4", "ppo.kl.target=null"])
-    assert (config.seed, config.ppo.rounds, config.ppo.kl.weight, config.ppo.kl.target) == (3, 20, 0.2, None)
+    (root / "over.yaml").write_text("policy:\n  kl:\n    target: 4\ndata:\n  comparisons: [c.jsonl]\n")
+    config = load_config(root, [root / "over.yaml"], ["policy.rounds=20", "sft.learning_rate=5e-4", "policy.kl.target=null"])
+    assert (config.seed, config.policy.rounds, config.policy.kl.weight, config.policy.kl.target) == (3, 20, 0.2, None)
     assert config.data.comparisons == ["c.jsonl"]
     assert config.sft.learning_rate == 5e-4
 
@@ -41,17 +42,19 @@ def test_layers_merge_key_by_key_and_lists_are_replaced(root):
 def test_an_empty_file_and_empty_sections_mean_the_defaults(tmp_path):
     (tmp_path / "params.yaml").write_text("")
     assert load_config(tmp_path) == PipelineConfig()
-    (tmp_path / "params.yaml").write_text("ppo:\n  # rounds: 3\ndata:\n  builtin:\n")
+    (tmp_path / "params.yaml").write_text("policy:\n  # rounds: 3\ndata:\n  builtin:\n")
     assert load_config(tmp_path) == PipelineConfig()
 
 
 def test_a_misspelt_key_names_file_and_the_closest_one(root):
-    (root / "over.yaml").write_text("ppo:\n  rouds: 3\n")
-    assert refusal(root, files=[root / "over.yaml"]) == f"{root / 'over.yaml'}: there is no key ppo.rouds.\n  Did you mean ppo.rounds?"
+    (root / "over.yaml").write_text("policy:\n  rouds: 3\n")
+    assert (
+        refusal(root, files=[root / "over.yaml"]) == f"{root / 'over.yaml'}: there is no key policy.rouds.\n  Did you mean policy.rounds?"
+    )
 
 
 def test_a_key_in_the_wrong_section_is_found_elsewhere(root):
-    assert "Did you mean ppo.kl.horizon?" in refusal(root, "ppo.horizon=3")
+    assert "Did you mean policy.kl.horizon?" in refusal(root, "policy.horizon=3")
     assert "sft.epochs" in refusal(root, "epochs=3")
 
 
@@ -62,23 +65,25 @@ def test_an_unknown_section_lists_what_there_is(root):
 
 
 def test_an_impossible_value_names_its_origin_key_and_what_was_expected(root):
-    assert refusal(root, "ppo.rounds=0").startswith("--set ppo.rounds=0: ppo.rounds is 0: input should be greater than or equal to 1.")
-    (root / "params.yaml").write_text("ppo:\n  learning_rate: fast\n")
-    assert refusal(root).startswith("params.yaml: ppo.learning_rate is 'fast': input should be a valid number")
+    assert refusal(root, "policy.rounds=0").startswith(
+        "--set policy.rounds=0: policy.rounds is 0: input should be greater than or equal to 1."
+    )
+    (root / "params.yaml").write_text("policy:\n  learning_rate: fast\n")
+    assert refusal(root).startswith("params.yaml: policy.learning_rate is 'fast': input should be a valid number")
 
 
 def test_values_that_do_not_fit_together(root):
-    assert "answers (100) must be a multiple of minibatch (64)" in refusal(root, "ppo.answers=100")
+    assert "answers (100) must be a multiple of minibatch (64)" in refusal(root, "policy.answers=100")
 
 
 def test_several_mistakes_are_told_at_once(root):
-    text = refusal(root, "ppo.rounds=0", "ppo.rouds=1", "seed=x")
-    assert all(part in text for part in ("ppo.rounds is 0", "no key ppo.rouds", "seed is 'x'"))
+    text = refusal(root, "policy.rounds=0", "policy.rouds=1", "seed=x")
+    assert all(part in text for part in ("policy.rounds is 0", "no key policy.rouds", "seed is 'x'"))
 
 
 def test_an_override_that_is_none(root):
-    assert "expected KEY=VALUE" in refusal(root, "ppo.rounds")
-    assert "expected KEY=VALUE" in refusal(root, "ppo..rounds=3")
+    assert "expected KEY=VALUE" in refusal(root, "policy.rounds")
+    assert "expected KEY=VALUE" in refusal(root, "policy..rounds=3")
     assert "not YAML" in refusal(root, "model=[")
 
 
@@ -86,7 +91,7 @@ def test_an_override_that_is_none(root):
     ("text", "expected"),
     [
         ("seed: 1\nseed: 2\n", "over.yaml, line 2: the key 'seed' is there twice."),
-        ("ppo:\n  rounds: [1\n", "over.yaml, line "),
+        ("policy:\n  rounds: [1\n", "over.yaml, line "),
         ("- a\n- b\n", "over.yaml holds a list"),
         ("seed: 1\n\tmodel: x\n", "over.yaml, line 2:"),
     ],

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tasks.stage
-from tasks.config import PipelineConfig, PPOConfig
+from tasks.config import PipelineConfig, PolicyConfig
 from tasks.errors import EXIT_ENVIRONMENT, EnvironmentRefused, PreflineError
 from tasks.stage import Context, Stage, StageResult, code_digest, finite, read_result, stage
 
@@ -98,7 +98,7 @@ CHANGES = {
     "the seed it reads": (CONFIG.model_copy(update={"seed": 1}), "d1", True),
     "a key in a section it reads": (PipelineConfig.model_validate({"sft": {"epochs": 2}}), "d1", True),
     "an input": (CONFIG, "d2", True),
-    "a section it does not read": (PipelineConfig(ppo=PPOConfig(rounds=7)), "d1", False),
+    "a section it does not read": (PipelineConfig(policy=PolicyConfig(rounds=7)), "d1", False),
 }
 
 
@@ -239,9 +239,9 @@ def test_a_stage_on_an_outside_store_looks_there_every_time_and_says_why_it_did_
 def test_a_setting_that_was_not_declared_raises_and_names_itself(context):
     @stage("greedy", reads=("sft",), package="training")
     def body(config, *, run):
-        return {"rounds": config.ppo.rounds}
+        return {"rounds": config.policy.rounds}
 
-    with pytest.raises(AttributeError, match=r"'ppo'.*reads="):
+    with pytest.raises(AttributeError, match=r"'policy'.*reads="):
         body.run(CONFIG, {}, context)
 
 

@@ -17,8 +17,10 @@ from tasks.evaluation.answers import Speaker, Texts, Vocabulary, read_answers
 from tasks.evaluation.evaluate import evaluate
 from tasks.evaluation.result import Evaluation
 from tasks.stage import Context, StageResult
-from tasks.training.models import RewardModel, save, train_tokenizer
-from tasks.training.rollouts import Sampling, answer_logprobs
+from tasks.training.base import train_tokenizer
+from tasks.training.logprobs import answer_logprobs
+from tasks.training.models import RewardModel, save
+from tasks.training.sampling import Sampling
 
 QUESTIONS = [f"How warm is the {item}?" for item in ("lamp", "kettle", "chair", "desk", "clock", "mirror", "rug", "shelf", "vase", "fan")]
 SHOP = Path(__file__).parents[3] / "data" / "shop.yaml"
@@ -46,13 +48,13 @@ def line(tmp_path, make_llama, tokenizer):
         return StageResult(stage=name, key=name, path=path, digest=name, metrics={}, seconds=0.0)
 
     def make(test_prompts=10, champion=None, policy_seed=1, ties=False, questions=QUESTIONS, shop=None):
-        found = {name: result(name) for name in ("data", "sft", "reward_model", "judge", "ppo", "baseline")}
-        for name, seed in (("sft", 0), ("ppo", policy_seed)):
+        found = {name: result(name) for name in ("data", "sft", "reward_model", "judge", "policy", "baseline")}
+        for name, seed in (("sft", 0), ("policy", policy_seed)):
             save(make_llama(len(tokenizer), seed), tokenizer, found[name].path / "model")
         for name, seed in (("reward_model", 2), ("judge", 3)):
             RewardModel.from_policy(found["sft"].path / "model", seed).save(tokenizer, found[name].path / "model")
         rounds = [round_of_ppo(number) for number in (0, 5)]
-        (found["ppo"].path / "rounds.json").write_text(json.dumps({"chosen_round": 5, "validation_prompts": 9, "rounds": rounds}))
+        (found["policy"].path / "rounds.json").write_text(json.dumps({"chosen_round": 5, "validation_prompts": 9, "rounds": rounds}))
         name, version = ("champion, version 2", "2") if champion else ("SFT model", None)
         (found["baseline"].path / "baseline.json").write_text(json.dumps({"name": name, "version": version, "model_digest": None}))
         if champion:

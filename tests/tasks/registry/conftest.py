@@ -91,7 +91,7 @@ def line(make, data, policy_folder, make_llama, tokenizer, tmp_path):
             "data": data,
             "sft": make("sft", lambda out: shutil.copytree(policy_folder, out / "model")),
             "reward_model": make("reward_model", lambda out: scorer.save(tokenizer, out / "model")),
-            "ppo": make("ppo", lambda out: shutil.copytree(tmp_path / f"policy-{policy}", out / "model"), salt=policy),
+            "policy": make("policy", lambda out: shutil.copytree(tmp_path / f"policy-{policy}", out / "model"), salt=policy),
             "validate": make("validate", lambda out: (out / "validation.json").write_text("{}"), data=data),
         }
         if baseline is None:

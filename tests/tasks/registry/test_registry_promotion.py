@@ -23,9 +23,9 @@ def finish(line, tracked, run_stage):
 
     def stages(policy=0, evaluation=None, compare_with=None):
         results = line(policy, evaluation)
-        found = compare_with or run_stage(baseline, tracked, sft=results["sft"], ppo=results["ppo"])
+        found = compare_with or run_stage(baseline, tracked, sft=results["sft"], policy=results["policy"])
         results["baseline"] = found
-        keys = ("data", "sft", "reward_model", "ppo", "baseline", "evaluate")
+        keys = ("data", "sft", "reward_model", "policy", "baseline", "evaluate")
         registered = run_stage(register, tracked, **{key: results[key] for key in keys})
         keys = ("data", "validate", "baseline", "evaluate")
         promoted = run_stage(promote, tracked, register=registered, **{key: results[key] for key in keys})
@@ -77,7 +77,7 @@ def test_all_three_models_load_by_name_as_mlflow_models(tracked, finish, monkeyp
 
 def test_registering_twice_makes_one_version(tracked, line, run_stage):
     results = line()
-    inputs = {key: results[key] for key in ("data", "sft", "reward_model", "ppo", "baseline", "evaluate")}
+    inputs = {key: results[key] for key in ("data", "sft", "reward_model", "policy", "baseline", "evaluate")}
     first = run_stage(register, tracked, **inputs)
     second = run_stage(register, tracked, **inputs)
     assert versions(tracked) == versions(tracked, "prefline-sft") == versions(tracked, "prefline-reward-model") == [1]

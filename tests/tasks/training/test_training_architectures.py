@@ -5,8 +5,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.errors import ConfigError
+from tasks.training.logprobs import answer_logprobs
 from tasks.training.models import RewardModel, load_policy, score_texts, without_dropout
-from tasks.training.rollouts import Sampling, answer_logprobs, sample
+from tasks.training.sampling import Sampling, sample
 
 EOS = 1
 PROMPTS = [[3, 4, 5, 6, 7, 8, 9], [2, 3], [5, 6, 7], [8], [4, 4, 4, 4]]

@@ -14,13 +14,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.config import FitConfig
 from tasks.errors import PreflineError
+from tasks.training.batches import microbatches
 from tasks.training.checkpoint import read_checkpoint
-from tasks.training.loop import accumulate, fit, learning_rate, microbatches, order_of_epoch
+from tasks.training.loop import accumulate, fit, learning_rate, order_of_epoch
 from tasks.training.models import RewardModel
 from tasks.training.reward_model import Group, group_loss
 from tasks.training.sft import SFTRow, sft_loss
+from tasks.training_config import FitConfig
 
 ROOT = Path(__file__).parents[3]
 EOS = 1

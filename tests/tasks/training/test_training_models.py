@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tasks.config import TinyConfig
 from tasks.errors import ConfigError
-from tasks.training.models import TEMPLATE, build_base, context_of, describe, load_policy, save, tiny_llama, tokenizer_fingerprint
+from tasks.training.base import TEMPLATE, build_base, tiny_llama
+from tasks.training.models import context_of, describe, load_policy, save, tokenizer_fingerprint
 
 TINY = TinyConfig(layers=1, width=16, feed_forward=24, heads=2, vocabulary=300, context=64)
 TEXTS = ["How warm is the red lamp?", "The red lamp is warm."]
@@ -192,7 +193,7 @@ def test_a_full_disk_while_saving_is_an_os_error(llama, tokenizer, tmp_path, mon
 
 
 def test_the_fingerprint_tells_vocabularies_apart(llama, tokenizer, tmp_path):
-    from tasks.training.models import train_tokenizer
+    from tasks.training.base import train_tokenizer
 
     for name, kind in {"one": tokenizer, "same": tokenizer, "other": train_tokenizer(["blue kettle"] * 9, 290)}.items():
         save(llama, kind, tmp_path / name)

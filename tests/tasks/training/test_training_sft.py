@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from tasks.config import FitConfig
 from tasks.data.records import Demonstration, assistant, user
 from tasks.errors import PreflineError
 from tasks.training.loop import fit
-from tasks.training.rollouts import Sampling, sample
+from tasks.training.sampling import Sampling, sample
 from tasks.training.sft import SFTRow, perplexity, sft_loss, sft_rows
+from tasks.training_config import FitConfig
 
 EOS = 1
 ROWS = [SFTRow([3, 50, 60, 4], [70, 71, EOS]), SFTRow([3, 4], [80, EOS]), SFTRow([3, 51, 4], [90, 91, 92, 93, EOS])]

@@ -29,7 +29,7 @@ CONFIG = PipelineConfig.model_validate(
         "sft": FIT,
         "reward_model": FIT,
         "judge": FIT,
-        "ppo": {"rounds": 3, "answers": 8, "minibatch": 8, "epochs": 1, "judge_every": 1, "choose": "last", "learning_rate": 1e-3},
+        "policy": {"rounds": 3, "answers": 8, "minibatch": 8, "epochs": 1, "judge_every": 1, "choose": "last", "learning_rate": 1e-3},
     }
 )
 

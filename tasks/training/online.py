@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tasks.config import PPOConfig
 from tasks.errors import PreflineError
 from tasks.training.checkpoint import read_checkpoint, write_checkpoint
 from tasks.training.estimators import (
@@ -30,12 +29,15 @@ from tasks.training.estimators import (
     token_rewards,
     whiten,
 )
+from tasks.training.logprobs import answer_logprobs, rows_at_once
 from tasks.training.loop import Report, order_of_epoch, seed_of
 from tasks.training.losses import clipped_value_loss, ppo_policy_loss
-from tasks.training.models import RewardModel, pad, score_texts
-from tasks.training.rollouts import Sampling, answer_logprobs, answer_places, rows_at_once, sample
-
-Stats = dict[str, float]
+from tasks.training.models import RewardModel, load_policy, score_texts
+from tasks.training.onlooker import Look, Optimised, Stats
+from tasks.training.sampling import Sampling, sample
+from tasks.training.trees import Tree
+from tasks.training.workshop import Workshop
+from tasks.training_config import PolicyConfig
 
 
 @dataclass
@@ -76,19 +78,15 @@ class Rollout:
 
 def answer_values(critic: RewardModel, prompts: list[list[int]], answers: list[list[int]]) -> Tensor:
     """The critic's value before each token of the answers, (rows, longest answer); 0 on padding."""
-    tokens, mask = pad([p + a for p, a in zip(prompts, answers, strict=True)], 0)
-    values = critic.values(tokens, mask)
-    _, answer_mask = pad(answers, 0)
-    where = answer_places(prompts, answer_mask.shape[1])
-    return values.gather(1, where.clamp(max=values.shape[1] - 1)) * answer_mask
+    return critic.values([Tree(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)])
 
 
 @torch.inference_mode()
 def collect(
-    models: Models, prompts: list[list[int]], config: PPOConfig, sampling: Sampling, eos: int, beta: float, generator: torch.Generator
+    models: Models, prompts: list[list[int]], config: PolicyConfig, sampling: Sampling, eos: int, beta: float, seed: int
 ) -> Rollout:
     """Sample an answer to each prompt and work out rewards, advantages and returns."""
-    found = sample(models.policy, prompts, sampling, eos, generator)
+    found = sample(models.policy, prompts, sampling, eos, sampling.noise(len(prompts), seed))
     answers = [answer.tokens for answer in found]
     logprobs = torch.zeros(len(found), max(len(a) for a in answers))
     for row, answer in zip(logprobs, found, strict=True):
@@ -103,9 +101,9 @@ def collect(
     scores = own if config.score_clip is None else own.clamp(-config.score_clip, config.score_clip)
     scores = scores - config.no_stop_penalty * (1 - stopped)
     rewards = token_rewards(scores, logprobs, reference, mask, beta)
-    if config.whiten_rewards:
+    if config.ppo.whiten_rewards:
         rewards = whiten(rewards, mask, keep_mean=True)
-    advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
+    advantages, returns = gae(rewards, values, mask, config.ppo.gamma, config.ppo.lam)
     k1, _, k3 = kl_estimates(logprobs, reference)
     kl = (k1 * mask).sum(1)
     stats = {
@@ -132,7 +130,7 @@ def _stack(parts: list[Tensor], width: int) -> Tensor:
     return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
-def update(models: Models, optimizer: torch.optim.Optimizer, rollout: Rollout, config: PPOConfig, seed: int) -> Stats:
+def update(models: Models, optimizer: torch.optim.Optimizer, rollout: Rollout, config: PolicyConfig, seed: int) -> Stats:
     """A few epochs of minibatch steps on a round's answers; means of what happened, over steps.
 
     Raises PreflineError where a loss is not finite; the models are then as after the last good step.
@@ -145,13 +143,15 @@ def update(models: Models, optimizer: torch.optim.Optimizer, rollout: Rollout, c
         for first in range(0, len(order), config.minibatch):
             stats = _step(models, optimizer, rollout.rows(order[first : first + config.minibatch]), config)
             if not all(math.isfinite(value) for value in stats.values()):
-                raise PreflineError(f"PPO: {stats}: not finite.", "Lower ppo.learning_rate. The last good checkpoint is kept.")
+                raise PreflineError(
+                    f"{config.method}: {stats}: not finite.", "Lower policy.learning_rate. The last good checkpoint is kept."
+                )
             for name, value in stats.items():
                 seen.setdefault(name, []).append(value)
     return {name: statistics.fmean(values) for name, values in seen.items()}
 
 
-def _step(models: Models, optimizer: torch.optim.Optimizer, batch: Rollout, config: PPOConfig) -> Stats:
+def _step(models: Models, optimizer: torch.optim.Optimizer, batch: Rollout, config: PolicyConfig) -> Stats:
     """One step on a minibatch. Every sum is divided by the minibatch's tokens, however it is cut to fit in memory."""
     optimizer.zero_grad(set_to_none=True)
     tokens = float(batch.mask.sum())
@@ -164,8 +164,8 @@ def _step(models: Models, optimizer: torch.optim.Optimizer, batch: Rollout, conf
         kept = mask.bool()
         new, old = logprobs[kept], part.logprobs[kept]
         policy_loss = ppo_policy_loss(new, old, part.advantages[kept], config.clip).sum() / tokens
-        value_loss = clipped_value_loss(values[kept], part.values[kept], part.returns[kept], config.value_clip).sum() / tokens
-        (policy_loss + config.value_weight * value_loss).backward()
+        value_loss = clipped_value_loss(values[kept], part.values[kept], part.returns[kept], config.ppo.value_clip).sum() / tokens
+        (policy_loss + config.ppo.value_weight * value_loss).backward()
         with torch.no_grad():
             ratio = (new - old).exp()
             totals += torch.stack(
@@ -186,23 +186,6 @@ def _step(models: Models, optimizer: torch.optim.Optimizer, batch: Rollout, conf
 
 
 @dataclass
-class Look:
-    """What the onlookers say of a round, on the validation prompts: a score a prompt each.
-
-    gold: None without a truth. samples: a few of the answers, for people to read.
-    """
-
-    round: int
-    kl: float
-    length: float
-    stopped: float
-    own: list[float]
-    judge: list[float]
-    gold: list[float] | None
-    samples: list[dict[str, str | float]] = field(default_factory=list)
-
-
-@dataclass
 class Progress:
     """All that a resumed run needs beside weights and optimiser: where it is, what it saw, which round was best."""
 
@@ -213,11 +196,34 @@ class Progress:
     best: dict[str, Tensor] = field(default_factory=dict)
 
 
-def optimise(
+def optimise(shop: Workshop) -> Optimised:
+    """Rounds of sampling and learning; the policy that is handed back is that of the round config.choose names."""
+    models = Models(
+        policy=load_policy(shop.sft),
+        reference=shop.onlooker.reference,
+        critic=RewardModel.load(shop.reward_model),
+        reward_model=shop.onlooker.reward_model,
+    )
+    progress = run_rounds(
+        models,
+        shop.prompts,
+        shop.onlooker.look,
+        shop.config,
+        sampling=shop.sampling,
+        eos=shop.eos,
+        seed=shop.seed,
+        checkpoints=shop.checkpoints,
+        report=shop.report,
+    )
+    return Optimised(models.policy, progress.done, progress.best_round, progress.looks, progress.history)
+
+
+def run_rounds(
     models: Models,
     prompts: list[list[int]],
     look: Callable[[int, PreTrainedModel], Look],
-    config: PPOConfig,
+    config: PolicyConfig,
+    *,
     sampling: Sampling,
     eos: int,
     seed: int,
@@ -232,7 +238,7 @@ def optimise(
     optimizer = torch.optim.Adam(
         [
             {"params": list(models.policy.parameters()), "peak": config.learning_rate},
-            {"params": list(models.critic.parameters()), "peak": config.critic_learning_rate},
+            {"params": list(models.critic.parameters()), "peak": config.ppo.critic_learning_rate},
         ],
         lr=config.learning_rate,
         eps=1e-5,
@@ -248,7 +254,7 @@ def optimise(
             group["lr"] = group["peak"] * (1 - number / config.rounds)
         seed_of_round = seed_of(seed, number)
         batch = [prompts[i] for i in _prompts_of_round(len(prompts), config.answers, number, seed)]
-        rollout = collect(models, batch, config, sampling, eos, controller.beta, torch.Generator().manual_seed(seed_of_round))
+        rollout = collect(models, batch, config, sampling, eos, controller.beta, seed_of_round)
         stats = rollout.stats | update(models, optimizer, rollout, config, seed_of_round)
         controller.update(stats["kl"], config.answers)
         progress.history.append(stats)
@@ -264,7 +270,7 @@ def optimise(
     return progress
 
 
-def _out_of_bounds(progress: Progress, config: PPOConfig) -> bool:
+def _out_of_bounds(progress: Progress, config: PolicyConfig) -> bool:
     """Has the newest round gone further from the reference than it may? Asked of a resumed run too."""
     return config.stop_kl is not None and bool(progress.history) and progress.history[-1]["kl"] > config.stop_kl
 
@@ -276,7 +282,7 @@ def _prompts_of_round(count: int, wanted: int, number: int, seed: int) -> list[i
     return [orders[place // count][place % count] for place in places]
 
 
-def _keep_best(progress: Progress, policy: PreTrainedModel, config: PPOConfig) -> None:
+def _keep_best(progress: Progress, policy: PreTrainedModel, config: PolicyConfig) -> None:
     """Remember this round's weights where it is the one to register so far."""
     judged = {look.round: statistics.fmean(look.judge) for look in progress.looks if look.round > 0}
     newest = progress.looks[-1].round

@@ -9,21 +9,25 @@ import torch
 from torch import nn
 from transformers import LlamaForSequenceClassification
 
-from tasks.config import KLConfig, PPOConfig
 from tasks.errors import PreflineError
-from tasks.training import ppo
+from tasks.training import online as ppo
 from tasks.training.estimators import gae, token_rewards
+from tasks.training.logprobs import answer_logprobs
 from tasks.training.losses import ppo_policy_loss
 from tasks.training.models import RewardModel
-from tasks.training.ppo import Look, Models, answer_values, collect, optimise, update
-from tasks.training.rollouts import Sampling, answer_logprobs
+from tasks.training.online import Models, answer_values, collect, run_rounds, update
+from tasks.training.onlooker import Look
+from tasks.training.sampling import Sampling
+from tasks.training_config import KLConfig, PolicyConfig
 
 EOS = 1
 PROMPTS = [[3, 4, 5, 6, 7], [8], [3, 2, 4], [9, 8, 7, 6], [2, 2], [5], [6, 7], [10, 11, 3]]
 
 
 def settings(**changes):
-    return PPOConfig(**({"rounds": 4, "answers": 8, "minibatch": 4, "epochs": 2, "judge_every": 2, "kl": KLConfig(weight=0.1)} | changes))
+    return PolicyConfig(
+        **({"rounds": 4, "answers": 8, "minibatch": 4, "epochs": 2, "judge_every": 2, "kl": KLConfig(weight=0.1)} | changes)
+    )
 
 
 @pytest.fixture
@@ -295,7 +299,7 @@ def judge_by(scores):
 
 def train(models, folder, config, scores=None, report=lambda *_, **__: None, seed=3):
     look, seen = judge_by(scores or {})
-    progress = optimise(models, PROMPTS, look, config, Sampling(6, config.temperature), EOS, seed, folder, report)
+    progress = run_rounds(models, PROMPTS, look, config, Sampling(6, config.temperature), EOS, seed, folder, report)
     return progress, seen
 
 
@@ -345,7 +349,7 @@ def test_every_prompt_is_asked_once_before_any_is_asked_again(models, tmp_path, 
     monkeypatch.setattr(ppo, "collect", spy)
     look, _ = judge_by({})
     prompts = [[2, n] for n in range(2, 12)]  # 10 prompts, 8 a round
-    optimise(models, prompts, look, settings(rounds=5), Sampling(3), EOS, 3, tmp_path, lambda *_, **__: None)
+    run_rounds(models, prompts, look, settings(rounds=5), Sampling(3), EOS, 3, tmp_path, lambda *_, **__: None)
     passes = [sorted(asked[first : first + 10]) for first in range(0, 40, 10)]
     assert passes == [prompts] * 4
     assert asked[:10] != asked[10:20]

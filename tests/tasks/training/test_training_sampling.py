@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from tasks.training.logprobs import answer_logprobs
 from tasks.training.models import pad, positions
-from tasks.training.rollouts import Sampling, answer_logprobs, sample
+from tasks.training.sampling import Sampling, sample
 
 EOS = 1
 PROMPTS = [[3, 4, 5, 6, 7], [8], [3, 1, 4], [9, 8, 7, 6, 5, 4, 3], [2, 2], [5]]

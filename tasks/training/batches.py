@@ -1,0 +1,43 @@
+"""Cutting rows into batches of similar length that fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+CALL = 512
+"""What one pass costs beside its tokens, in tokens (benchmarks/peers.py --sweep): smaller batches waste less on padding, but
+each has its calls."""
+
+
+class Wide(Protocol):
+    @property
+    def width(self) -> int: ...
+
+
+W = TypeVar("W", bound=Wide)
+
+
+def microbatches(rows: Sequence[W], tokens_at_once: int) -> list[list[W]]:
+    """Cut rows into the cheapest batches whose padded size is at most tokens_at_once (or one row), widest first.
+
+    A batch costs its padded tokens plus CALL. Over rows sorted by width the cheapest cut is found exactly, by looking
+    from every row at all the batches that may end with it.
+    """
+    ordered = sorted(rows, key=lambda row: -row.width)
+    best: list[tuple[int, int]] = [(0, 0)]  # cost of the cheapest cut of the first rows, and where its last batch begins
+    for end in range(1, len(ordered) + 1):
+        choices = []
+        for first in range(end - 1, -1, -1):
+            size = (end - first) * ordered[first].width
+            if size > tokens_at_once and first < end - 1:
+                break
+            choices.append((best[first][0] + size + CALL, first))
+        best.append(min(choices))
+    batches: list[list[W]] = []
+    end = len(ordered)
+    while end:
+        first = best[end][1]
+        batches.append(ordered[first:end])
+        end = first
+    return batches[::-1]

@@ -1,0 +1,124 @@
+"""A prompt and the answers that branch off it, laid out as one row, so that the prompt is read once.
+
+An answer sees the prompt and itself, never its siblings, and counts its positions from the prompt's end: every hidden
+state is the one that prompt + answer alone would have. A tree of one answer is plain text, and needs no mask at all:
+padding is on the right, where causal attention never looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Token ids of a prompt and of its answers, none of them empty."""
+
+    prompt: list[int]
+    answers: list[list[int]]
+
+    @property
+    def width(self) -> int:
+        return len(self.prompt) + sum(map(len, self.answers))
+
+    def apart(self) -> list[Tree]:
+        """The same as one tree an answer."""
+        return [Tree(self.prompt, [answer]) for answer in self.answers]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Trees as a batch. tokens: (rows, width). attention: (rows, 1, width, width), None for causal; positions likewise.
+
+    Of the answers, in order: row, (answers,); targets, their tokens, and mask, True where they have one, both (answers,
+    longest); places, where in its row a token stands; before, where its row stands before it, both (answers, longest).
+    """
+
+    tokens: Tensor
+    positions: Tensor | None
+    attention: Tensor | None
+    row: Tensor
+    targets: Tensor
+    mask: Tensor
+    places: Tensor
+    before: Tensor
+
+    @property
+    def last(self) -> Tensor:
+        """Where each answer's last token stands, (answers,)."""
+        return self.places.gather(1, self.mask.sum(1, keepdim=True) - 1).squeeze(1)
+
+    def arguments(self) -> dict[str, Any]:
+        """What a transformer is called with."""
+        return {"input_ids": self.tokens, "attention_mask": self.attention, "position_ids": self.positions, "use_cache": False}
+
+
+def lay_out(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Layout:
+    """A row a tree: the prompt, then its answers one after the other; padded on the right."""
+    width = max(tree.width for tree in trees)
+    answers = [answer for tree in trees for answer in tree.answers]
+    longest = max(map(len, answers))
+    branching = any(len(tree.answers) > 1 for tree in trees)
+    tokens = np.zeros((len(trees), width), dtype=np.int64)
+    positions = np.zeros_like(tokens)
+    branch = np.full((len(trees), width), -1, dtype=np.int64)  # which answer a token belongs to; the prompt is everybody's
+    row, places, before, targets = (np.zeros((len(answers), *shape), dtype=np.int64) for shape in ((), (longest,), (longest,), (longest,)))
+    lengths = np.array([len(answer) for answer in answers])
+    number = 0
+    for place, tree in enumerate(trees):
+        begin = len(tree.prompt)
+        tokens[place, :begin] = tree.prompt
+        positions[place, :begin] = np.arange(begin)
+        for answer in tree.answers:
+            end = begin + len(answer)
+            tokens[place, begin:end] = answer
+            positions[place, begin:end] = len(tree.prompt) + np.arange(len(answer))
+            branch[place, begin:end] = number
+            row[number] = place
+            targets[number, : len(answer)] = answer
+            places[number, : len(answer)] = np.arange(begin, end)
+            before[number, : len(answer)] = np.arange(begin - 1, end - 1)
+            before[number, 0] = len(tree.prompt) - 1
+            begin = end
+            number += 1
+        branch[place, begin:] = -2 if branching else 0
+    mask = np.arange(longest) < lengths[:, None]
+    attention = None
+    if branching:
+        of = torch.from_numpy(branch).to(device)
+        earlier = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        attention = (((of[:, :, None] == of[:, None, :]) | (of[:, None, :] == -1)) & earlier).unsqueeze(1)
+    on = [torch.from_numpy(array).to(device) for array in (tokens, positions, row, targets, mask, places, before)]
+    return Layout(on[0], on[1] if branching else None, attention, *on[2:])
+
+
+@torch.inference_mode()
+def reads_trees(model: PreTrainedModel) -> bool:
+    """Does the model give each branch of a tree the hidden states of its text alone?
+
+    Asked of the model itself, because sliding windows, linear attention and positions by distance all fail in ways of
+    their own. model: the transformer without its head.
+    """
+    if model.config.vocab_size < 8:
+        return False
+    was_training = model.training
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    windows = [size for size in (getattr(model.config, "sliding_window", None),) if size]
+    length = min(2 * max(windows, default=8), 1024)
+    words = torch.randint(model.config.vocab_size, (3, length), generator=generator).tolist()
+    tree = Tree(words[0], [words[1], words[2]])
+    states = []
+    for trees in ([tree], tree.apart()):
+        layout = lay_out(trees, next(model.parameters()).device)
+        hidden = model(**layout.arguments()).last_hidden_state
+        states.append(hidden[layout.row.unsqueeze(1), layout.places].float())
+    model.train(was_training)
+    return bool(torch.allclose(states[0], states[1], atol=1e-3, rtol=1e-3))
