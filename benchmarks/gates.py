@@ -22,8 +22,8 @@ from tasks.evaluation.answers import Judged, Outcome, Reply
 from tasks.evaluation.findings import Evidence, findings
 from tasks.evaluation.overoptimisation import Round, Rounds, Scores
 from tasks.evaluation.planning import prompts_needed
-from tasks.evaluation.statistics import Bootstrap
 from tasks.registry.gates import Facts, check_gates, read_policy
+from tasks.training.intervals import Bootstrap
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "gates.json"

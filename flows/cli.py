@@ -12,16 +12,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 import flows.clock  # noqa: F401  (the clock of the run begins with its import, before all that is slow to import)
 from flows.data_commands import data_app
-from flows.settings import load_config, project_root
-from tasks.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_NOT_PROMOTED, PreflineError
+from flows.registry_commands import registry_app
+from flows.settings import load_config, project_root, with_method
+from tasks.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_NOT_PROMOTED, PreflineError
+from tasks.training_config import Method
 
 if TYPE_CHECKING:
+    from flows.prefect_side import PrefectAPI
     from flows.run import Outcome
 
 app = typer.Typer(
@@ -33,6 +36,7 @@ app = typer.Typer(
 )
 
 app.add_typer(data_app, name="data")
+app.add_typer(registry_app)
 
 Configs = Annotated[list[Path] | None, typer.Option("--config", metavar="FILE", help="Laid over params.yaml. May be repeated.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One key, as in sft.epochs=3. May be repeated.")]
@@ -58,13 +62,38 @@ def run(
 
         if again_from:
             named(LINE, again_from)
-        from prefect.exceptions import TerminationSignal
+        with reporting_to(api):
+            outcome = rlhf(config=settings, again_from=again_from)
+    _report(root, outcome)
 
-        try:
-            with api.ready():
-                outcome = rlhf(config=settings, again_from=again_from)
-        except TerminationSignal:  # what Prefect makes of SIGTERM
-            raise KeyboardInterrupt from None
+
+@app.command()
+def compare(
+    methods: Annotated[
+        list[str] | None, typer.Argument(metavar="[METHOD]...", help="ppo, rloo, grpo, dpo, rejection; all by default.")
+    ] = None,
+    config: Configs = None,
+    overrides: Overrides = None,
+) -> None:
+    """Optimise the policy by several methods and show what each reached. Nothing is registered or promoted.
+
+    Data, SFT, reward model and judge are made once, or taken from earlier runs; so is a method that has been run with these
+    settings. For two runs that are over: prefline compare-runs.
+    """
+    root = project_root()
+    settings = load_config(root, config or (), overrides or ())
+    wanted = list(dict.fromkeys(methods or get_args(Method)))
+    for method in wanted:
+        with_method(settings, method)  # refused at once where it does not exist
+    from flows.prefect_side import prefect_api
+    from tasks.registry.lineage import lineage
+
+    lineage(root, settings)
+    with prefect_api(root) as api:
+        with quick_imports():
+            from flows.methods import compare as compare_flow
+        with reporting_to(api):
+            outcome = compare_flow(root=root, config=settings, methods=wanted)
     _report(root, outcome)
 
 
@@ -96,6 +125,8 @@ def _report(root: Path, outcome: Outcome) -> None:
     record.take_times()
     record.save(root)
     print_summary(record, root, Console())
+    if any(stage.state == "failed" for stage in record.stages):  # a method's, while others went on
+        raise typer.Exit(EXIT_FAILED)
     refused = outcome.decision is not None and outcome.decision.decision in ("not promoted", "awaiting approval")
     raise typer.Exit(EXIT_NOT_PROMOTED if refused else EXIT_DONE)
 
@@ -117,7 +148,7 @@ def compare_runs(
     first: Annotated[str, typer.Argument(metavar="A", help="A run's id or its beginning.")],
     second: Annotated[str, typer.Argument(metavar="B", help="Another's; the newest by default.")] = "",
 ) -> None:
-    """Show two runs side by side: settings that differ, figures, decisions."""
+    """Show two runs that are over side by side: settings that differ, figures, decisions. Trains nothing; see compare."""
     from rich.console import Console
 
     from flows.compare import comparison_table
@@ -159,88 +190,16 @@ def serve(
     serve_schedule(root, cron, timezone, port)
 
 
-@app.command()
-def ask(
-    question: Annotated[str, typer.Argument(metavar="QUESTION")],
-    version: Annotated[str, typer.Option(help="Of the registered policy; the champion by default.")] = "",
-) -> None:
-    """Ask the champion."""
-    root = project_root()
-    settings = load_config(root)
-    from tasks.registry.ask import ask as ask_policy
-    from tasks.registry.store import open_store
+@contextmanager
+def reporting_to(api: PrefectAPI) -> Iterator[None]:
+    """The block's flows report to the API; SIGTERM ends them as Ctrl-C does."""
+    from prefect.exceptions import TerminationSignal
 
-    reply = ask_policy(open_store(root, settings.names.experiment), settings.names.policy, question, settings.max_new_tokens, version)
-    print(reply.text + ("" if reply.stopped else " ..."))
-
-
-@app.command()
-def champion() -> None:
-    """Show who is champion, since when and why."""
-    root = project_root()
-    settings = load_config(root)
-    from tasks.registry.champion import describe_champion
-    from tasks.registry.store import open_store
-
-    print(describe_champion(open_store(root, settings.names.experiment), settings.names.policy))
-
-
-@app.command()
-def promote(
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="Of the registered policy.")],
-    approve: Annotated[str, typer.Option(metavar="NAME", help="Say yes, in this name, to a version that waits for approval.")] = "",
-    refuse: Annotated[str, typer.Option(metavar="NAME", help="Say no to it; needs --why.")] = "",
-    force: Annotated[bool, typer.Option("--force", help="Make it champion whatever its gates said; needs --why.")] = False,
-    why: Annotated[str, typer.Option(help="For the ledger.")] = "",
-) -> None:
-    """Approve or refuse a version that waits for a person, or force one on the champion's place."""
-    root = project_root()
-    settings = load_config(root)
-    if sum((bool(approve), bool(refuse), force)) != 1:
-        raise PreflineError(
-            "prefline promote needs one of --approve NAME, --refuse NAME and --force.", "prefline promote --help tells more."
-        )
-    from tasks.registry import by_hand
-    from tasks.registry.store import open_store
-
-    name, store = settings.names.policy, open_store(root, settings.names.experiment)
-    if refuse:
-        by_hand.refuse(store, name, version, refuse, why)
-        print(f"{name} version {version} is refused and stays as it was.")
-        return
-    line = by_hand.force(store, name, version, "", why) if force else by_hand.approve(store, name, version, approve, why)
-    print(f"{name} version {version} is champion" + (f", after version {line.previous}." if line.previous else ", the first."))
-
-
-@app.command()
-def rollback(
-    to: Annotated[str, typer.Option("--to", metavar="VERSION", help="An earlier champion; by default the one before today's.")] = "",
-    why: Annotated[str, typer.Option(help="For the ledger.")] = "no reason given",
-) -> None:
-    """Make an earlier champion champion again, and say so in the ledger."""
-    root = project_root()
-    settings = load_config(root)
-    from tasks.registry.store import open_store
-    from tasks.registry.succession import rollback as roll_back
-
-    name = settings.names.policy
-    line = roll_back(open_store(root, settings.names.experiment), name, to, why)
-    print(f"{name} version {line.version} is champion again, in place of version {line.previous}.")
-
-
-@app.command()
-def history() -> None:
-    """Show every change of champion, the newest first: what, when, by whom and why."""
-    root = project_root()
-    settings = load_config(root)
-    from rich.console import Console
-
-    from flows.summary import ledger_table
-    from tasks.registry.ledger import read_ledger
-    from tasks.registry.store import open_store
-
-    name = settings.names.policy
-    Console().print(ledger_table(name, read_ledger(open_store(root, settings.names.experiment), name)))
+    try:
+        with api.ready():
+            yield
+    except TerminationSignal:  # what Prefect makes of SIGTERM
+        raise KeyboardInterrupt from None
 
 
 @contextmanager

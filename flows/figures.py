@@ -9,9 +9,10 @@ MAIN = {
     "base": ("parameters", "vocabulary", "context"),
     "validate": ("comparisons", "demonstrations", "rules", "warnings"),
     "sft": ("perplexity", "loss"),
-    "reward_model": ("accuracy", "loss"),
-    "judge": ("accuracy", "loss"),
+    "reward_model": ("accuracy", "accuracy_low", "calibration_error", "loss"),
+    "judge": ("accuracy", "accuracy_low", "calibration_error", "loss"),
     "policy": ("own_reward", "own", "judge", "gold", "kl", "chosen_round"),
+    "best_of_n": ("n", "judge_sft", "judge", "gold", "kl"),
     "evaluate": ("win_rate", "win_rate_gold", "kl"),
     "register": ("version", "new_versions"),
     "promote": ("gates_passed", "gates"),
@@ -22,8 +23,8 @@ SHOWN = 3
 
 
 def main_figures(stage: str, metrics: Metrics) -> str:
-    """The few figures of a stage that matter most, as one line."""
-    names = [name for name in MAIN.get(stage, ()) if name in metrics] or list(metrics)[:SHOWN]
+    """The few figures of a stage that matter most, as one line. stage: its name, with what it was done for behind it."""
+    names = [name for name in MAIN.get(stage.partition(" ")[0], ()) if name in metrics] or list(metrics)[:SHOWN]
     return " · ".join(f"{name.replace('_', ' ')} {number(metrics[name])}" for name in names)
 
 

@@ -24,6 +24,7 @@ def write_page(record: RunRecord, results: dict[str, StageResult], root: Path) -
         "Configuration": record.config_hash,
         "Data (DVC)": read_snapshot(results["snapshot"]).md5,
         "Base model": str(record.config["model"]),
+        "Method": str(record.config["policy"]["method"]),
         "Seed": str(record.config["seed"]),
         "Registered as": f"{record.decision.model} version {record.decision.version}",
     }

@@ -30,7 +30,7 @@ LINE = (
     train_sft,  # the form of an answer, from demonstrations
     train_reward_model,  # what people prefer, from comparisons
     train_judge,  # the same from other comparisons: to judge what the reward model was used for
-    optimise_policy,  # PPO (or another method) against the reward model, kept near SFT
+    optimise_policy,  # for what people prefer, kept near SFT: PPO, or another method
     baseline,  # whom to beat: the champion, or SFT
     evaluate,  # on held-out prompts, by the judge
     register,  # in MLflow, with where everything came from
@@ -41,7 +41,7 @@ LINE = (
 
 @flow(name="rlhf", flow_run_name=new_run_id, persist_result=True, result_serializer="json", retries=0)
 def rlhf(config: PipelineConfig | None = None, again_from: str = "") -> Outcome:
-    """Snapshot, validate, SFT, reward model, PPO, evaluate, register, promote.
+    """Snapshot, validate, SFT, reward model, policy, evaluate, register, promote.
 
     config: what params.yaml says, by default. again_from: run this stage and all later ones even where nothing changed.
     """

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from flows.clock import own_time, prefect_time
 from flows.local_server import answers, local_server
+from flows.methods_table import methods_markdown
 from flows.record import RunRecord
 from flows.summary import gate_rows, markdown
 from tasks.config import PipelineConfig
 from tasks.errors import EnvironmentRefused
+from tasks.evaluation.compared import Compared
 from tasks.stage import Context, Stage, StageResult
 
 if TYPE_CHECKING:
@@ -118,19 +120,22 @@ def _drain() -> None:
 
 
 def as_task(
-    stage: Stage, config: PipelineConfig, inputs: dict[str, StageResult], context: Context, found: StageResult | None
+    stage: Stage, config: PipelineConfig, inputs: dict[str, StageResult], context: Context, found: StageResult | None, label: str = ""
 ) -> StageResult:
     """Run a stage as a Prefect task of its name, keyed by our own key.
 
-    found: a result whose files were checked; only with one may Prefect answer from its cache.
+    found: a result whose files were checked; only with one may Prefect answer from its cache. label: tells tasks of one
+    stage apart.
     """
     from prefect import Task
     from prefect.cache_policies import NO_CACHE, CachePolicy
 
+    shown_as = f"{stage.name} {label}".rstrip()
+
     def work() -> StageResult:
         with own_time():
             result = found or stage.run(config, inputs, context)
-        show_stage(result)
+        show_stage(result, shown_as)
         return result
 
     key = f"{stage.name}-{stage.key(config, inputs, context.root)}"
@@ -139,7 +144,7 @@ def as_task(
         task = Task(
             work,
             name=stage.name,
-            task_run_name=stage.name,
+            task_run_name=shown_as,
             cache_policy=policy,
             refresh_cache=found is None,
             persist_result=True,
@@ -153,20 +158,26 @@ def as_task(
 # Artifacts ----------------------------------------------------------------------------------------------------------
 
 
-def show_stage(result: StageResult) -> None:
-    """A stage's metrics as a table, its Markdown and its small pictures."""
-    from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+def show_stage(result: StageResult, name: str) -> None:
+    """A stage's metrics as a table, its Markdown and its small pictures. name: of the stage, and what it was done for."""
+    from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-    name = result.stage.replace("_", "-")
     if result.metrics:
         rows = [{"metric": metric, "value": value} for metric, value in result.metrics.items()]
-        create_table_artifact(rows, key=f"{name}-metrics", description=f"What {result.stage} reached.")
+        create_table_artifact(rows, key=_key(f"{name}-metrics"), description=f"What {name} reached.")
     for path in sorted(result.path.glob("*.md")):
-        create_markdown_artifact(path.read_text(encoding="utf-8")[:LARGEST_MARKDOWN], key=_key(name, path))
+        create_markdown_artifact(path.read_text(encoding="utf-8")[:LARGEST_MARKDOWN], key=_key(f"{name}-{path.stem}"))
     for path in sorted(result.path.glob("*.png")):
-        if path.stat().st_size <= LARGEST_IMAGE:
-            picture = base64.b64encode(path.read_bytes()).decode()
-            create_image_artifact(f"data:image/png;base64,{picture}", key=_key(name, path), description=path.stem)
+        show_picture(path, f"{name}-{path.stem}")
+
+
+def show_picture(path: Path, name: str) -> None:
+    """A picture, unless it is too large for Prefect's pages."""
+    from prefect.artifacts import create_image_artifact
+
+    if path.stat().st_size <= LARGEST_IMAGE:
+        picture = base64.b64encode(path.read_bytes()).decode()
+        create_image_artifact(f"data:image/png;base64,{picture}", key=_key(name), description=path.stem)
 
 
 def show_run(record: RunRecord) -> None:
@@ -181,5 +192,17 @@ def show_run(record: RunRecord) -> None:
             create_link_artifact(record.mlflow_url, link_text="This run in MLflow", key="mlflow")
 
 
-def _key(stage: str, path: Path) -> str:
-    return f"{stage}-{''.join(c if c.isalnum() else '-' for c in path.stem.lower())}"
+def show_compared(found: Compared, picture: Path, mlflow_url: str) -> None:
+    """The artifacts of a flow run that compared methods: table, picture, the way to MLflow."""
+    from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+    with prefect_time():
+        create_markdown_artifact(methods_markdown(found), key="methods", description="What each method reached.")
+        if picture.exists():
+            show_picture(picture, "methods-picture")
+        create_link_artifact(mlflow_url, link_text="This run in MLflow", key="mlflow")
+
+
+def _key(name: str) -> str:
+    """As Prefect wants it: lower case, digits and hyphens."""
+    return "".join(c if c.isalnum() else "-" for c in name.lower())

@@ -14,8 +14,8 @@ from rich.text import Text
 from flows.figures import duration, main_figures
 from tasks.stage import Metrics, Observer, StageResult
 
-WIDTH = 13
-"""Of the longest stage's name, and one."""
+WIDTH = 19
+"""Of the longest stage's name ("evaluate rejection"), and one."""
 
 PLAIN_SECONDS = 30.0
 """Between two plain lines of one stage."""

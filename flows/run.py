@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
@@ -23,7 +24,8 @@ from tasks.errors import ConfigError, PreflineError
 from tasks.registry.decision import Decision
 from tasks.registry.lineage import lineage
 from tasks.registry.tracking import MLflowRun, close_killed, closing
-from tasks.stage import Context, Observer, Stage, StageResult, read_result
+from tasks.stage import Context, Metrics, Observer, Stage, StageResult, read_result
+from tasks.training.processes import use_threads
 
 Inputs = dict[str, StageResult]
 Perform = Callable[[Stage, PipelineConfig, Inputs, Context, StageResult | None], StageResult]
@@ -56,6 +58,30 @@ class FlowRun:
 def directly(stage: Stage, config: PipelineConfig, inputs: Inputs, context: Context, found: StageResult | None) -> StageResult:
     """Perform a stage without Prefect."""
     return found or stage.run(config, inputs, context)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Watches as another observer does, with a label behind each stage's name: for a stage that a run does more than once."""
+
+    label: str
+    observer: Observer
+
+    def started(self, stage: str, key: str, settings: dict[str, Any]) -> None:
+        self.observer.started(labelled(stage, self.label), key, settings)
+
+    def progressed(self, stage: str, done: int, total: int, metrics: Metrics) -> None:
+        self.observer.progressed(labelled(stage, self.label), done, total, metrics)
+
+    def finished(self, result: StageResult) -> None:
+        self.observer.finished(result.model_copy(update={"stage": labelled(result.stage, self.label)}))
+
+    def failed(self, stage: str, error: BaseException) -> None:
+        self.observer.failed(labelled(stage, self.label), error)
+
+
+def labelled(stage: str, label: str) -> str:
+    return f"{stage} {label}"
 
 
 @dataclass
@@ -94,6 +120,16 @@ class PipelineRun:
         self.results[stage.name] = found
         return found
 
+    @contextmanager
+    def part(self, label: str, config: PipelineConfig, perform: Perform) -> Iterator[PipelineRun]:
+        """A part of this run that does some stages its own way, on the results so far: one method among several.
+
+        In MLflow it is a run below this one's, closed with a status of its own; everywhere else its stages bear the label.
+        """
+        with closing(self.tracked.below(label, config)) as tracked:
+            observers = [tracked if observer is self.tracked else Labelled(label, observer) for observer in self.context.observers]
+            yield PipelineRun(config, replace(self.context, observers=observers), self.recorder, tracked, perform, dict(self.results))
+
     def conclude(self) -> RunRecord:
         """Write the result where people look for it."""
         record = self.recorder.record
@@ -114,15 +150,19 @@ def pipeline_run(
     *,
     run: str,
     what: str,
-    stages: Sequence[Stage],
+    stages: Sequence[str],
     force: frozenset[str] = frozenset(),
     perform: Perform = directly,
     flow_run: FlowRun | None = None,
 ) -> Iterator[PipelineRun]:
-    """Open everything that a run needs, and close it with the right status. Raises PreflineError before anything ran."""
+    """Open everything that a run needs, and close it with the right status. Raises PreflineError before anything ran.
+
+    stages: names of those to come, in their order.
+    """
     state = lineage(root, config)
+    use_threads(config.threads)
     with (
-        Recorder.begin(root, run, what, state, config.model_dump(mode="json"), [stage.name for stage in stages]) as recorder,
+        Recorder.begin(root, run, what, state, config.model_dump(mode="json"), stages) as recorder,
         progress_display(Console()) as display,
     ):
         record = recorder.record
@@ -151,7 +191,8 @@ def run_line(
 ) -> Outcome:
     """All stages in their order. again_from: this one and all after it run even where nothing changed."""
     force = frozenset(later(stages, again_from)) if again_from else frozenset[str]()
-    with pipeline_run(root, config, run=run, what="run", stages=stages, force=force, perform=perform, flow_run=flow_run) as line:
+    names = [stage.name for stage in stages]
+    with pipeline_run(root, config, run=run, what="run", stages=names, force=force, perform=perform, flow_run=flow_run) as line:
         for stage in stages:
             line.do(stage)
         record = line.conclude()
@@ -164,7 +205,7 @@ def run_stage(stages: Sequence[Stage], name: str, root: Path, config: PipelineCo
     """One stage alone, on finished results of those it needs."""
     wanted = named(stages, name)
     needed = ancestors(stages, wanted)
-    with pipeline_run(root, config, run=run, what=f"stage {name}", stages=[*needed, wanted]) as line:
+    with pipeline_run(root, config, run=run, what=f"stage {name}", stages=[stage.name for stage in (*needed, wanted)]) as line:
         for stage in needed:
             line.take(stage)
         line.do(wanted)

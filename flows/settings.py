@@ -54,6 +54,15 @@ def load_config(root: Path, files: Sequence[Path] = (), overrides: Sequence[str]
         raise _explain(error, layers) from None
 
 
+def with_method(config: PipelineConfig, method: str) -> PipelineConfig:
+    """The same with another policy.method. Raises ConfigError where there is none of that name, or the rest does not allow it."""
+    layer = Layer(f"method {method}", {"policy": {"method": method}})
+    try:
+        return PipelineConfig.model_validate(_merge(config.model_dump(mode="json"), layer.values))
+    except ValidationError as error:
+        raise _explain(error, [layer]) from None
+
+
 # Reading ------------------------------------------------------------------------------------------------------------
 
 

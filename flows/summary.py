@@ -10,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.figures import duration, main_figures
-from flows.record import RunRecord, StageRecord, page_of
+from flows.methods_table import failures, methods_table
+from flows.record import RunRecord, StageRecord, folder_of, page_of
+from tasks.evaluation.compared import COMPARED, PICTURE, Compared
 from tasks.registry.decision import Decision
 from tasks.registry.ledger import LedgerLine
 
@@ -27,8 +29,11 @@ COLOURS = {"promoted": "bold green", "already champion": "bold green", "not prom
 
 
 def print_summary(record: RunRecord, root: Path, console: Console) -> None:
-    """Stages, gates, decision, what the tools cost, where to look."""
+    """Stages, gates, decision, methods where some were compared, what the tools cost, where to look."""
     console.print(stages_table(record))
+    if (folder_of(root, record.run) / COMPARED).exists():
+        compared = Compared.load(folder_of(root, record.run))
+        console.print(methods_table(compared), *failures(compared), sep="\n")
     if record.decision:
         console.print(gates_table(record.decision))
         console.print(Text(decision_line(record.decision), style=COLOURS[record.decision.decision]))
@@ -98,9 +103,9 @@ def costs_line(record: RunRecord) -> str:
 def places(record: RunRecord, root: Path) -> list[tuple[str, str]]:
     """Where to look, by name."""
     found = []
-    page = page_of(root, record.run)
-    if page.exists():
-        found.append(("Report", str(page.relative_to(root))))
+    for what, file in (("Report", page_of(root, record.run)), ("Picture", folder_of(root, record.run) / PICTURE)):
+        if file.exists():
+            found.append((what, str(file.relative_to(root))))
     if record.mlflow_url:
         found.append(("MLflow", record.mlflow_url))
     if record.prefect_url:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from tasks.config import PipelineConfig
 from tasks.errors import EnvironmentRefused, PreflineError
@@ -109,6 +109,14 @@ class Settings:
             return self.__dict__["_values"][name]
         except KeyError:
             raise AttributeError(f"this stage does not declare that it reads {name!r}: add it to reads=") from None
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Settings:
+        """What `plain` gave, in another process."""
+        settings = cls.__new__(cls)
+        kinds: dict[str, Any] = {name: field.annotation for name, field in PipelineConfig.model_fields.items()}
+        settings._values = {name: TypeAdapter(kinds[name]).validate_python(value) for name, value in plain.items()}
+        return settings
 
     def plain(self) -> dict[str, Any]:
         return {name: _plain(value) for name, value in self._values.items()}

@@ -87,7 +87,7 @@ def _choice_needs_looks(choose: str, looks: int) -> None:
 
 
 class SFTConfig(FitConfig):
-    """trained: the answer only, or every turn of the assistant. packing: several short rows in one of max_tokens."""
+    """trained: the answer only, or every turn of the assistant. packing: a step's short rows share rows of max_tokens."""
 
     max_demonstrations: Count | None = None
     trained: Literal["answer", "assistant"] = "answer"
@@ -97,6 +97,8 @@ class SFTConfig(FitConfig):
     @model_validator(mode="after")
     def _measured(self) -> SFTConfig:
         _choice_needs_looks(self.choose, self.looks)
+        if self.patience is not None and self.choose == "last":
+            raise ValueError("patience waits for a better look: say what is better, as in choose: perplexity")
         return self
 
 
@@ -124,6 +126,8 @@ class RewardConfig(FitConfig):
     @model_validator(mode="after")
     def _measured(self) -> RewardConfig:
         _choice_needs_looks(self.choose, self.looks)
+        if self.patience is not None and self.choose == "last":
+            raise ValueError("patience waits for a better look: say what is better, choose: accuracy or loss")
         return self
 
 
@@ -186,6 +190,12 @@ class DPOConfig(FitConfig):
     learning_rate: Positive = 1e-4
     looks: Annotated[int, Field(ge=1)] = 6
 
+    @model_validator(mode="after")
+    def _smoothing_of_labels(self) -> DPOConfig:
+        if self.loss == "ipo" and self.label_smoothing:
+            raise ValueError("label_smoothing is of the sigmoid loss: leave it at 0 with loss: ipo, which wrong labels pull only so far")
+        return self
+
 
 class RejectionConfig(FitConfig):
     """Fine-tuning on the best of n answers by the reward model. answers: n."""
@@ -241,4 +251,11 @@ class PolicyConfig(Section):
             raise ValueError(f"answers ({self.answers}) must be at least 8: advantages are whitened over them")
         if self.method in ("rloo", "grpo") and self.answers % self.group:
             raise ValueError(f"answers ({self.answers}) must be a multiple of group ({self.group})")
+        return self
+
+    @model_validator(mode="after")
+    def _patient_over_the_judge(self) -> PolicyConfig:
+        for name in ("dpo", "rejection"):
+            if self.choose == "last" and getattr(self, name).patience is not None:
+                raise ValueError(f"{name}.patience waits for a better look: it needs choose: judge")
         return self

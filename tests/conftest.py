@@ -40,7 +40,7 @@ def tokenizer():
     return train_tokenizer(TEXTS * 4, 300)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_llama():
     """make_llama(vocabulary) -> a Llama of one layer and width 16, its weights spread so that no two tokens are alike."""
     import torch

@@ -27,20 +27,50 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: list[Message]) -> 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: list[Message], answer: list[Message]) -> list[int]:
     """Token ids of the answer, ending in EOS, tokenised apart from the prompt: just as they come when it is sampled.
 
-    Raises PreflineError where the template rewrites the prompt once an answer follows it.
+    An answer of several messages goes up to its last turn of the assistant. Raises PreflineError where the template
+    writes the conversation differently once it goes on.
     """
-    if len(answer) == 1:  # text that looks like a special token stays text: an end in the middle would teach to stop there
-        written = tokenizer(answer[0]["content"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    else:
-        before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(prompt + answer, tokenize=False)
-        if not whole.startswith(before):
-            raise PreflineError(
-                "The chat template changes the prompt when an answer follows it.", "Give the tokenizer a template that only appends."
-            )
-        text = whole[len(before) :].rstrip().removesuffix(tokenizer.eos_token)
-        written = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [*written, tokenizer.eos_token_id]
+    if len(answer) == 1:
+        return _said(tokenizer, answer[0]["content"])
+    before = encode_prompt(tokenizer, prompt)
+    whole, _ = encode_turns(tokenizer, prompt + answer, len(prompt))
+    if whole[: len(before)] != before:
+        raise _rewritten(len(prompt))
+    return whole[len(before) :]
+
+
+def encode_turns(tokenizer: PreTrainedTokenizerBase, conversation: list[Message], first: int = 0) -> tuple[list[int], list[range]]:
+    """Token ids of a conversation up to its last turn of the assistant, and where its turns stand, each with its EOS.
+
+    first: the message from which on turns count; one that opens the conversation never does, for it answers nothing.
+    Before each turn stand the ids that encode_prompt gives of the conversation so far, and the turn is as it comes when
+    it is sampled. Raises PreflineError where no one sequence is all of that, as with a template that leaves out what the
+    assistant thought once it has gone on.
+    """
+    tokens: list[int] = []
+    turns: list[range] = []
+    spoken = 0
+    for number in range(max(first, 1), len(conversation)):
+        if conversation[number]["role"] == "assistant":
+            before = encode_prompt(tokenizer, conversation[:number])
+            if before[: len(tokens)] != tokens:
+                raise _rewritten(spoken)
+            tokens = before + _said(tokenizer, conversation[number]["content"])
+            turns.append(range(len(before), len(tokens)))
+            spoken = number + 1
+    return tokens, turns
+
+
+def _said(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """What the assistant says, and that it ends. Text that looks like a special token stays text: it would teach to stop there."""
+    return [*tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], tokenizer.eos_token_id]
+
+
+def _rewritten(spoken: int) -> PreflineError:
+    return PreflineError(
+        f"The chat template writes the conversation up to message {spoken} differently once more follows.",
+        "Give the tokenizer a template that only appends. Spaces around a text, and texts that spell a special token, can do it too.",
+    )
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:

@@ -12,15 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from tasks.data.records import Comparison
 from tasks.evaluation.answers import Texts
 from tasks.evaluation.result import Calibration
-from tasks.evaluation.statistics import (
-    Bootstrap,
-    Interval,
-    accuracy_interval,
-    calibration_error,
-    length_correlation,
-    prefer_longer,
-    reliability,
-)
+from tasks.training.calibration import accuracy_interval, calibration_error, length_correlation, prefer_longer, reliability
+from tasks.training.intervals import Bootstrap, Interval
 from tasks.training.reward_model import reward_groups
 
 RANKINGS_PER_PROMPT = 2

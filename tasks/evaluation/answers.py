@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.data.encoding import decode, encode_answer, encode_prompt, load_tokenizer
 from tasks.data.records import Message, assistant, write_jsonl
+from tasks.training.ensemble import load_scorer
 from tasks.training.logprobs import TOKENS_AT_ONCE, given_logprobs
-from tasks.training.models import RewardModel, load_policy, score_texts, tokenizer_fingerprint
+from tasks.training.models import load_policy, score_texts, tokenizer_fingerprint
 from tasks.training.sampling import Answer, Sampling, sample
 
 ANSWERS = "answers.jsonl"
@@ -142,5 +143,5 @@ class Texts:
         return self._places.setdefault(tuple(tokens), len(self._places))
 
     def scores(self, folder: Path) -> np.ndarray:
-        """The scores of all texts by the reward model in a folder, (texts,)."""
-        return np.array(score_texts(RewardModel.load(folder).eval(), [list(text) for text in self._places], TOKENS_AT_ONCE))
+        """The scores of all texts by the reward model or ensemble in a folder, (texts,)."""
+        return np.array(score_texts(load_scorer(folder).eval(), [list(text) for text in self._places], TOKENS_AT_ONCE))

@@ -23,8 +23,8 @@ from tasks.evaluation.overoptimisation import Rounds, Scores
 from tasks.evaluation.plots import draw
 from tasks.evaluation.report import write_report
 from tasks.evaluation.result import Evaluation
-from tasks.evaluation.statistics import Bootstrap
 from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
+from tasks.training.intervals import Bootstrap
 from tasks.training.sampling import Sampling
 
 

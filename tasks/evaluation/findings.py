@@ -15,7 +15,8 @@ from tasks.evaluation.length import length_controlled
 from tasks.evaluation.overoptimisation import Gains, Rounds, Scores, gains, over_optimisation
 from tasks.evaluation.planning import detectable_rate
 from tasks.evaluation.result import Evaluation, Means, Slice, WinRate
-from tasks.evaluation.statistics import Bootstrap, Interval, win_rate
+from tasks.evaluation.statistics import win_rate
+from tasks.training.intervals import Bootstrap, Interval
 
 SMALLEST_SLICE = 8
 """Prompts; of fewer, a win rate says nothing."""

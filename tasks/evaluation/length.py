@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tasks.evaluation.statistics import Bootstrap, Clusters, Interval, drawn_clusters
+from tasks.training.intervals import Bootstrap, Clusters, Interval, drawn_clusters
 
 RIDGE = 0.5
 """Precision of a normal prior on both coefficients, so that a clean sweep has a finite fit. Worth two prompts at most."""

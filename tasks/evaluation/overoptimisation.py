@@ -1,4 +1,4 @@
-"""Over-optimisation: did PPO climb its own reward while an independent judge saw nothing better?
+"""Over-optimisation: did the policy climb its own reward while an independent judge saw nothing better?
 
 After Gao et al. 2022, "Scaling laws for reward model overoptimization": a policy's own reward keeps rising with the
 distance from where it began, while a reward that it was not trained on flattens and then falls.
@@ -15,7 +15,8 @@ import numpy as np
 
 from tasks.errors import PreflineError
 from tasks.evaluation.result import OverOptimisation, WinRate
-from tasks.evaluation.statistics import Bootstrap, Clusters, Interval, gain
+from tasks.evaluation.statistics import gain
+from tasks.training.intervals import Bootstrap, Clusters, Interval
 
 ROUNDS = "rounds.json"
 
@@ -31,7 +32,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Round:
-    """A round of PPO that was looked at on the validation prompts. kl: nats a sequence from SFT."""
+    """A round that was looked at on the validation prompts. kl: nats a sequence from SFT."""
 
     number: int
     kl: float
@@ -55,7 +56,7 @@ class Rounds:
 
     @classmethod
     def load(cls, folder: Path) -> Rounds:
-        """Read PPO's rounds.json. Raises PreflineError where SFT's own scores, the first round, are missing."""
+        """Read a policy's rounds.json. Raises PreflineError where SFT's own scores, the first round, are missing."""
         body = json.loads((folder / ROUNDS).read_text(encoding="utf-8"))
         rounds = [Round(row["round"], row["kl"], _scores(row)) for row in body["rounds"]]
         if not rounds or rounds[0].number != 0:

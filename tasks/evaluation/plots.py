@@ -5,22 +5,18 @@ Colours are from Okabe and Ito 2008, told apart by the colour-blind; each series
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from tasks.evaluation.overoptimisation import Rounds, gains_of_round
-from tasks.evaluation.result import Calibration, Evaluation, WinRate
-from tasks.evaluation.statistics import Bootstrap, Interval
+from tasks.evaluation.result import Evaluation, WinRate
 from tasks.evaluation.words import whole_percent
-from tasks.plotting import BLUE, GREEN, GREY, ORANGE, STYLE
+from tasks.plotting import BLUE, GREEN, GREY, ORANGE, new_figure
+from tasks.training.calibration_plot import Curve, reliability_diagram
+from tasks.training.intervals import Bootstrap, Interval
 
 PLOTS = ("frontier.png", "slices.png", "calibration.png")
 
@@ -29,31 +25,16 @@ OWN, JUDGE, GOLD = ORANGE, BLUE, GREEN
 MOST_SLICES = 24
 """In the picture; all of them are in the table."""
 
-FEWEST_PAIRS = 10
-"""Of a bin whose agreement is drawn; of fewer it is noise, and only their number is shown."""
-
 
 def draw(found: Evaluation, rounds: Rounds, bootstrap: Bootstrap, folder: Path) -> None:
     """Write the three pictures into the folder."""
-    with _figure(folder / "frontier.png", 7.2, 4.3) as figure:
+    with new_figure(folder / "frontier.png", 7.2, 4.3) as figure:
         frontier(figure.add_subplot(), rounds, bootstrap)
     shown = min(len(found.slices), MOST_SLICES)
-    with _figure(folder / "slices.png", 7.2, 1.5 + 0.36 * (shown + 1)) as figure:
+    with new_figure(folder / "slices.png", 7.2, 1.5 + 0.36 * (shown + 1)) as figure:
         slices(figure.add_subplot(), found)
-    with _figure(folder / "calibration.png", 7.2, 4.3) as figure:
+    with new_figure(folder / "calibration.png", 7.2, 4.3) as figure:
         calibration(figure, found)
-
-
-@contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of so many inches, saved at the end. No pyplot: it keeps figures in a global list, and threads apart."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), dpi=140, layout="constrained")
-        yield figure
-        picture = io.BytesIO()
-        figure.savefig(picture)
-    # A palette of 128 colours makes a third of the bytes, and no difference to see.
-    Image.open(picture).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def frontier(axes: Axes, rounds: Rounds, bootstrap: Bootstrap) -> None:
@@ -101,7 +82,7 @@ def _name_rounds(axes: Axes, x: np.ndarray, numbers: list[int]) -> None:
             kept.append(place)
     top = axes.secondary_xaxis("top")
     top.set_xticks([x[place] for place in kept], [str(numbers[place]) for place in kept])
-    top.set_xlabel("PPO round")
+    top.set_xlabel("round")
 
 
 def slices(axes: Axes, found: Evaluation) -> None:
@@ -139,26 +120,9 @@ def _short(name: str, most: int = 32) -> str:
 
 
 def calibration(figure: Figure, found: Evaluation) -> None:
-    """How often people agreed against how sure the scorer was, and below it how many pairs that was."""
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    top.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="as sure as it should be")
-    for scorer, colour, marker, label, shift in (
-        (found.judge_calibration, JUDGE, "s", "independent judge", -0.01),
-        (found.reward_model_calibration, OWN, "o", "the policy's own reward model", 0.01),
-    ):
-        if scorer:
-            _reliability(top, bottom, scorer, colour, marker, label, shift)
-    top.set_ylabel("people agreed\n(share of pairs)")
-    top.set_xlim(0.49, 1.01)
-    bottom.set_xlabel("how sure the scorer was: sigmoid(|difference of scores|)")
-    bottom.set_ylabel("pairs")
-    for axis in (top.xaxis, top.yaxis):
-        axis.set_major_formatter(lambda value, _: whole_percent(value))
-    top.legend(loc="upper left")
-
-
-def _reliability(top: Axes, bottom: Axes, scorer: Calibration, colour: str, marker: str, label: str, shift: float) -> None:
-    kept = [b for b in scorer.bins if b.pairs >= FEWEST_PAIRS]
-    label = f"{label}: calibration error {scorer.error:.3f}"
-    top.plot([b.stated for b in kept], [b.agreed for b in kept], color=colour, marker=marker, markersize=5.5, linewidth=1.6, label=label)
-    bottom.bar([b.stated + shift for b in scorer.bins], [b.pairs for b in scorer.bins], width=0.018, color=colour, alpha=0.8)
+    """How often people agreed against how sure the scorers were."""
+    judge, own = found.judge_calibration, found.reward_model_calibration
+    curves = [Curve("independent judge", judge.bins, JUDGE, "s", -0.01)] if judge else []
+    if own:
+        curves.append(Curve("the policy's own reward model", own.bins, OWN, "o", 0.01))
+    reliability_diagram(figure, curves)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks.training.calibration import Bin
+
 
 class Finding(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,14 +44,6 @@ class Slice(Finding):
     baseline_length: float | None = None
 
 
-class Bin(Finding):
-    """Pairs on which a scorer was about equally sure. stated: mean sigmoid(|margin|). agreed: share where people agreed."""
-
-    stated: float
-    agreed: float
-    pairs: int
-
-
 class Calibration(Finding):
     """Do a scorer's margins mean what they say on held-out comparisons of people?
 
@@ -77,9 +71,9 @@ class Means(Finding):
 
 
 class OverOptimisation(Finding):
-    """Did PPO climb its own reward while the independent judge saw nothing better?
+    """Did the policy climb its own reward while the independent judge saw nothing better?
 
-    own_gain, judge_gain: of the last PPO round over SFT, in standard deviations of SFT's scores, each with its interval,
+    own_gain, judge_gain: of the last round over SFT, in standard deviations of SFT's scores, each with its interval,
     on the validation prompts. registered_own_gain, registered_judge_gain: the same for the checkpoint that was chosen,
     on the held-out prompts, which had no part in choosing it. *gold_gain: the same by the known truth.
     hacked: the chosen checkpoint's own reward is up for sure, and the judge neither finds its answers better on average nor

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tasks.evaluation.result import Evaluation, OverOptimisation, WinRate
-from tasks.evaluation.statistics import Interval
+from tasks.training.intervals import Interval
 
 Mood = Literal["good", "bad", "open"]
 """How a finding is marked, beside its words."""

@@ -87,7 +87,7 @@ def check_gates(evaluation: Evaluation, policy: PromotionPolicy, facts: Facts) -
 
 
 def _wins(evaluation: Evaluation, policy: PromotionPolicy) -> Iterator[Gate]:
-    """Against the baseline, also at equal lengths; where that is a champion, against the policy's SFT model too: PPO must have helped."""
+    """Against the baseline, also at equal lengths; where that is a champion, against the policy's SFT model too: it must have improved."""
     yield _win_rate(f"win rate over {evaluation.baseline}", evaluation.win_rate, policy.win_rate_above)
     rate, low, high = evaluation.length_controlled
     yield Gate(

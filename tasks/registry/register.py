@@ -23,12 +23,15 @@ from tasks.registry.lineage import Lineage
 from tasks.registry.store import REGISTRY_LOCK, first_come, talking_to
 from tasks.registry.tracking import MLflowRun, lineage_tags
 from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
+from tasks.training.ensemble import ensemble_tag
 from tasks.training.models import RewardModel, load_policy
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 DIGEST = "prefline.digest"
+METHOD = "prefline.method"
+"""Tag of a policy's version: policy.method, by which it was optimised."""
 VERSION = "version.json"
 
 
@@ -47,7 +50,7 @@ class Entry:
     description: str = ""
 
 
-@stage("register", reads=("names",), package="registry", cached=False)
+@stage("register", reads=("names", "policy"), package="registry", cached=False)
 def register(
     config: Settings,
     *,
@@ -69,6 +72,7 @@ def register(
     evaluation, opponent = Evaluation.load(evaluate.path), Baseline.load(baseline.path)
     evidence = {
         POLICY_DIGEST: policy.digest,
+        METHOD: config.policy.method,
         "prefline.evaluation_digest": evaluate.digest,
         BASELINE_VERSION: opponent.version or "",
     }
@@ -82,7 +86,7 @@ def register(
             POLICY_ABOUT,
             load_policy,
             {**origin, **evidence},
-            describe_policy(evaluation, tracked.lineage, md5),
+            describe_policy(evaluation, config.policy.method, tracked.lineage, md5),
         ),
         Entry(
             config.names.reward_model,
@@ -92,7 +96,7 @@ def register(
             "reward model",
             REWARD_ABOUT,
             _load_reward_model,
-            origin,
+            origin | ensemble_tag(reward_model.path / "model"),
         ),
         Entry(config.names.sft, sft.path / "model", sft.digest, "text-generation", "SFT model", SFT_ABOUT, load_policy, origin),
     )
@@ -190,25 +194,25 @@ def _challenge(tracked: MLflowRun, name: str, version: str) -> None:
 # What people read -----------------------------------------------------------------------------------------------------
 
 POLICY_ABOUT = (
-    "The language model that this pipeline trains: SFT, then PPO against the reward model.\n\n"
+    "The language model that this pipeline trains: SFT, then optimised for what people prefer.\n\n"
     "- `champion`: in use. `challenger`: the newest that is not. `previous`: the champion before.\n"
     "- Load it: `mlflow.transformers.load_model('models:/NAME@champion')`, or `prefline ask \"...\"`.\n"
-    "- Tags of a version: its data (DVC md5), git commit, configuration, and the evaluation that it was judged by."
+    "- Tags of a version: its data (DVC md5), git commit, configuration, method, and the evaluation that it was judged by."
 )
 REWARD_ABOUT = (
     "Scores an answer: trained on human comparisons, read at the answer's last token.\n\n"
     "Its config.json holds `prefline_reward_bias`, to be added to each score. Policies of the same pipeline run were trained on it."
 )
-SFT_ABOUT = "The base model after supervised fine-tuning on demonstrations: where PPO starts, and what KL is measured from."
+SFT_ABOUT = "The base model after supervised fine-tuning on demonstrations: where every method starts, and what KL is measured from."
 
 
-def describe_policy(evaluation: Evaluation, lineage: Lineage, dataset_md5: str) -> str:
+def describe_policy(evaluation: Evaluation, method: str, lineage: Lineage, dataset_md5: str) -> str:
     """A version's description, in Markdown."""
     win = evaluation.win_rate
     return (
         f"Win rate over {evaluation.baseline}: **{win.rate:.3f}** ({win.low:.3f} to {win.high:.3f}) on {evaluation.prompts} held-out "
         f"prompts, by the independent judge.\n\n"
-        f"- KL from SFT: {evaluation.kl:.2f} nats a sequence; PPO round {evaluation.chosen_round} of {evaluation.rounds}\n"
+        f"- KL from SFT: {evaluation.kl:.2f} nats a sequence; method `{method}`, round {evaluation.chosen_round} of {evaluation.rounds}\n"
         f"- data: DVC md5 `{dataset_md5}`\n"
         f"- code: git `{lineage.commit[:12]}`{' with changes' if lineage.dirty else ''}; configuration `{lineage.config}`"
     )

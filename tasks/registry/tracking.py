@@ -10,13 +10,14 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.config import PipelineConfig
 from tasks.errors import EnvironmentRefused
 from tasks.registry.ledger import who
-from tasks.registry.lineage import Lineage
+from tasks.registry.lineage import Lineage, config_hash
 from tasks.registry.store import TRAINING_VIEW, Store, open_store, talking_to
 from tasks.stage import Metrics, StageResult, StageRun, finite
 
@@ -44,6 +45,7 @@ USES_OF_DATA = {
     "reward_model": "training",
     "judge": "training",
     "policy": "training",
+    "best_of_n": "evaluation",
     "evaluate": "evaluation",
 }
 """What a stage needs the dataset for: MLflow's context of a dataset input."""
@@ -71,6 +73,13 @@ class MLflowRun:
             run = store.client.create_run(store.experiment, run_name=name, tags={**lineage_tags(lineage), **origin_tags(), **tags})
             tracked = cls(store, lineage, run.info.run_id)
             tracked._log_params(run.info.run_id, config.model_dump(mode="json"))
+        return tracked
+
+    def below(self, name: str, config: PipelineConfig) -> MLflowRun:
+        """A run below this one for a part of it that has its own settings, parent of its own stages' runs. On the same data."""
+        own = {"mlflow.parentRunId": self.run_id, "prefline.part": name}
+        tracked = MLflowRun.begin(self.store.root, config, replace(self.lineage, config=config_hash(config)), name, own)
+        tracked._dataset = self._dataset
         return tracked
 
     @staticmethod
@@ -250,14 +259,15 @@ def closing(run: MLflowRun) -> Iterator[MLflowRun]:
 
 
 def close_killed(store: Store, run_id: str) -> None:
-    """Mark a pipeline run whose process is gone, and its open children, as killed."""
+    """Mark a run whose process is gone, and those below it that are open, as killed."""
     from mlflow.exceptions import MlflowException
 
     with talking_to(store.uri), suppress(MlflowException):  # the run may have been deleted, or be another store's
         run = store.client.get_run(run_id)
-        children = store.client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{run_id}'")
-        for open_run in [one for one in (*children, run) if one.info.status == "RUNNING"]:
-            store.client.set_terminated(open_run.info.run_id, "KILLED")
+        for child in store.client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{run_id}'"):
+            close_killed(store, child.info.run_id)
+        if run.info.status == "RUNNING":
+            store.client.set_terminated(run_id, "KILLED")
 
 
 def status_of(error: BaseException | None) -> RunStatus:

@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
@@ -33,7 +35,7 @@ TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-"""For a model that brings no chat template."""
+"""For a model that brings no chat template. encode_prompt leaves BOS to templates, so one that belongs is put before it."""
 
 
 def build_base(source: str, tiny: TinyConfig, texts: Iterable[str], seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -50,26 +52,69 @@ def build_base(source: str, tiny: TinyConfig, texts: Iterable[str], seed: int) -
         model, tokenizer = _from_gguf(path)
     else:
         model, tokenizer = _from_hub(source, path)
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(
-            f"model: {source} has a tokenizer without an end-of-sequence token.",
-            "Prefline trains where answers end; choose a model whose tokenizer has one.",
-        )
+    _must_score(source, model)
+    _must_belong(source, model, tokenizer)
     embeddings = model.get_input_embeddings().num_embeddings
-    if tokenizer.vocab_size > embeddings:
-        raise ConfigError(
-            f"model: {source} has embeddings for {embeddings} tokens, its tokenizer knows {tokenizer.vocab_size}.",
-            "The two do not belong together; take both from one place.",
-        )
     if len(tokenizer) > embeddings:  # tokens added later, as reading a GGUF file does: a text may hold them
         torch.manual_seed(seed)
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # only fills a rectangle; masks say where text is
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = TEMPLATE
+        tokenizer.chat_template = ("{{ bos_token }}" if _begins_with_bos(tokenizer) else "") + TEMPLATE
     tokenizer.padding_side = "left"
     return model, tokenizer
+
+
+def _must_score(source: str, model: PreTrainedModel) -> None:
+    """Raises ConfigError where no reward model can be made of the model: now, and not when SFT is done."""
+    if model.config.get_text_config() is not model.config:
+        raise ConfigError(
+            f"model: {source} is of the kind {model.config.model_type}, which reads more than text.", "Choose a model of text alone."
+        )
+    try:
+        with torch.device("meta"):  # shapes without weights
+            scorer = AutoModelForSequenceClassification.from_config(model.config)
+    except ValueError:
+        scorer = None
+    if not isinstance(getattr(scorer, "score", None), nn.Linear):
+        raise ConfigError(
+            f"model: {source} is of the kind {model.config.model_type}, which transformers has no scoring head for: "
+            "it can't be made a reward model.",
+            "Choose another base model, for instance of the kinds llama, qwen2, gemma2, mistral or gpt2.",
+        )
+
+
+def _must_belong(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ConfigError where the tokenizer has no EOS, or shows that it is another model's."""
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        raise ConfigError(
+            f"model: {source} has a tokenizer without an end-of-sequence token.",
+            "Prefline trains where answers end; choose a model whose tokenizer has one.",
+        )
+    embeddings = model.get_input_embeddings().num_embeddings
+    if max(tokenizer.vocab_size, eos + 1) > embeddings:
+        knows = f"knows {tokenizer.vocab_size}" if eos < embeddings else f"ends texts with token {eos}"
+        raise ConfigError(
+            f"model: {source} has embeddings for {embeddings} tokens, its tokenizer {knows}.",
+            "The two do not belong together; take both from one place.",
+        )
+    ends = model.config.eos_token_id
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    marks = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    if ends and marks.isdisjoint(ends):
+        word = tokenizer.convert_ids_to_tokens(ends[0]) if ends[0] < len(tokenizer) else None
+        raise ConfigError(
+            f"model: {source} ends texts with token {ends[0]} (eos_token_id in config.json), which its tokenizer "
+            + ("does not know." if word is None else f"takes for the word {word!r}."),
+            "If the two belong together set eos_token_id to the tokenizer's; else take both from one place.",
+        )
+
+
+def _begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Does the tokenizer put a BOS before every text it is given, as its model has read them all?"""
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

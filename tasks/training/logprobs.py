@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,54 @@ def tree_logprobs(model: PreTrainedModel, trees: Sequence[Tree], temperature: fl
     Padding has logprob 0 and mask 0. mask is of floats. In nats.
     """
     layout = lay_out(trees, model.device)
-    logits = _logits_before(model, layout).float() / temperature
+    logits = _before(model, layout)[1].float() / temperature
     targets = layout.targets[layout.mask]
     found = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-    logprobs = torch.zeros(layout.mask.shape, device=found.device).masked_scatter(layout.mask, found)
-    return logprobs, layout.mask.float()
+    return spread(found, layout.mask), layout.mask.float()
+
+
+def logprobs_at(model: PreTrainedModel, trees: Sequence[Tree], places: Sequence[Sequence[int]]) -> Tensor:
+    """Log-probabilities of some tokens of all answers of all trees, in order, (tokens,), in nats.
+
+    places: of each answer, where in it those tokens stand. The first token of a text has nothing before it to be predicted from.
+    """
+    layout = lay_out(trees, model.device)
+    wanted = torch.zeros(layout.mask.shape, dtype=torch.bool)
+    for answer, own in enumerate(places):
+        wanted[answer, own] = True
+    layout = replace(layout, mask=wanted.to(layout.mask.device))
+    logits = _before(model, layout)[1].float()
+    return logits.gather(-1, layout.targets[layout.mask].unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a policy says of given answers, each (answers, longest), 0 on padding: logprobs and entropy, in nats, and mask.
+
+    Entropy has no gradient. hidden: (tokens, width), the states that the head reads before the answers' tokens, in order.
+    """
+
+    logprobs: Tensor
+    mask: Tensor
+    entropy: Tensor
+    hidden: Tensor
+
+
+def read_answers(model: PreTrainedModel, trees: Sequence[Tree], temperature: float) -> Reading:
+    """Read all answers of all trees, in order, in one pass."""
+    layout = lay_out(trees, model.device)
+    hidden, logits = _before(model, layout)
+    logits = logits.float() / temperature
+    normaliser = logits.logsumexp(-1)
+    found = logits.gather(-1, layout.targets[layout.mask].unsqueeze(-1)).squeeze(-1) - normaliser
+    with torch.no_grad():
+        entropy = normaliser - (logits.softmax(-1) * logits).sum(-1)
+    return Reading(spread(found, layout.mask), layout.mask.float(), spread(entropy, layout.mask), hidden)
+
+
+def spread(found: Tensor, mask: Tensor) -> Tensor:
+    """Numbers of tokens in order, (tokens,), as rows with 0 on padding, of the mask's shape."""
+    return torch.zeros(mask.shape, device=found.device).masked_scatter(mask.bool(), found)
 
 
 def answer_logprobs(
@@ -37,14 +81,8 @@ def answer_logprobs(
 
     Padding has logprob 0, mask 0. Entropy, in nats, has no gradient.
     """
-    layout = lay_out([Tree(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)], model.device)
-    logits = _logits_before(model, layout).float() / temperature
-    normaliser = logits.logsumexp(-1)
-    found = logits.gather(-1, layout.targets[layout.mask].unsqueeze(-1)).squeeze(-1) - normaliser
-    nothing = torch.zeros(layout.mask.shape, device=found.device)
-    with torch.no_grad():
-        entropy = normaliser - (logits.softmax(-1) * logits).sum(-1)
-    return nothing.masked_scatter(layout.mask, found), layout.mask.float(), nothing.masked_scatter(layout.mask, entropy)
+    read = read_answers(model, [Tree(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)], temperature)
+    return read.logprobs, read.mask, read.entropy
 
 
 def rows_at_once(prompts: list[list[int]], answers: list[list[int]], tokens_at_once: int) -> int:
@@ -66,16 +104,19 @@ def given_logprobs(model: PreTrainedModel, prompts: list[list[int]], answers: li
     return found
 
 
-def _logits_before(model: PreTrainedModel, layout: Layout) -> Tensor:
-    """The model's logits at the places before all answers' tokens, (tokens, vocabulary).
+def _before(model: PreTrainedModel, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Hidden states (tokens, width) and logits (tokens, vocabulary) at the places before all answers' tokens.
 
     The places are cut out just before the language-model head and the model does the rest itself, because some
     architectures scale or cap their logits after it (Gemma 2, Cohere, Granite).
     """
     rows, places = layout.row.unsqueeze(1).expand_as(layout.before)[layout.mask], layout.before[layout.mask]
+    kept: list[Tensor] = []
 
     def cut(_: nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor]:
-        return (hidden[0][rows, places].unsqueeze(0),)
+        kept.append(hidden[0][rows, places])
+        return (kept[0].unsqueeze(0),)
 
     with model.get_output_embeddings().register_forward_pre_hook(cut):
-        return model(**layout.arguments()).logits.squeeze(0)
+        logits = model(**layout.arguments()).logits.squeeze(0)
+    return kept[0], logits

@@ -37,6 +37,8 @@ class Row(Protocol):
 R = TypeVar("R", bound=Row)
 Loss = Callable[[nn.Module, list[R]], Tensor]
 """Sum of the rows' losses, each times its weight: fit divides by the weight of the whole step."""
+Cut = Callable[[Sequence[R], int], list[list[R]]]
+"""cut(rows, tokens_at_once) -> batches that fit in memory."""
 Report = Callable[..., None]
 """report(done, total, **metrics), called after every step."""
 Seen = dict[str, Any]
@@ -69,11 +71,13 @@ class Validation:
     """Looks at held-out rows on the way. measure(model, share): share of the training that is done, from 0 to 1.
 
     metric: of what measure returns, the one that names the weights to keep and when to stop; "" keeps the last.
+    stop(looks): is what was seen so far a reason to end early?
     """
 
     measure: Callable[[nn.Module, float], Seen]
     metric: str = ""
     higher_is_better: bool = True
+    stop: Callable[[Sequence[Seen]], bool] = lambda looks: False
 
 
 @dataclass
@@ -97,6 +101,7 @@ def fit(
     report: Report,
     here: Processes | None = None,
     validation: Validation | None = None,
+    cut: Cut[R] = microbatches,
 ) -> Fitted:
     """Train model on rows, in place; goes on from the newest checkpoint and ends in the weights of an unbroken run.
 
@@ -121,14 +126,14 @@ def fit(
     last_saved = time.monotonic()
     model.train()
     order: list[int] = []
-    while state.step < total and not _out_of_patience(state, config, validation):
+    while state.step < total and not _seen_enough(state, config, validation):
         epoch, place = divmod(state.step, per_epoch)
         if not order or place == 0:
             order = order_of_epoch(len(rows), seed, epoch)
         window = [rows[i] for i in order[place * batch : (place + 1) * batch]]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(state.step, total, config)
-        mean, norm = accumulate(model, window, loss, config, here)
+        mean, norm = accumulate(model, window, loss, config, here, cut)
         if not (math.isfinite(mean) and math.isfinite(norm)):
             raise PreflineError(
                 f"Step {state.step + 1} of {total}: loss {mean}, gradient norm {norm}: not finite.",
@@ -166,19 +171,23 @@ def _look(model: nn.Module, state: Fitted, validation: Validation, here: Process
     return {name: value for name, value in seen.items() if isinstance(value, float)}
 
 
-def _out_of_patience(state: Fitted, config: FitConfig, validation: Validation | None) -> bool:
-    """Did the last looks, as many as config.patience, find nothing better? Asked of a resumed run too."""
-    if validation is None or not validation.metric or config.patience is None or not state.looks:
+def _seen_enough(state: Fitted, config: FitConfig, validation: Validation | None) -> bool:
+    """Did the last looks, as many as config.patience, find nothing better, or does validation say stop? Asked of a resumed run too."""
+    if validation is None or not state.looks:
         return False
-    return len(state.looks) - 1 - state.best_look >= config.patience
+    if validation.metric and config.patience is not None and len(state.looks) - 1 - state.best_look >= config.patience:
+        return True
+    return validation.stop(state.looks)
 
 
-def accumulate(model: nn.Module, window: Sequence[R], loss: Loss[R], config: FitConfig, here: Processes) -> tuple[float, float]:
+def accumulate(
+    model: nn.Module, window: Sequence[R], loss: Loss[R], config: FitConfig, here: Processes, cut: Cut[R] = microbatches
+) -> tuple[float, float]:
     """Gradients of the window's weighted mean loss, clipped; returns that mean and the norm before clipping."""
     weight = sum(row.weight for row in window)
     model.zero_grad(set_to_none=True)
     mean = torch.zeros(())
-    for part, factor in own_batches(window, config.tokens_at_once, here):
+    for part, factor in own_batches(window, config.tokens_at_once, here, cut):
         with here.autocast():
             share = loss(model, part) * (factor / weight)
         (share * here.count if here.sharded else share).backward()  # fully_shard takes the mean over processes
@@ -187,13 +196,13 @@ def accumulate(model: nn.Module, window: Sequence[R], loss: Loss[R], config: Fit
     return float(here.total(mean)), here.clip(model, config.clip_gradient)
 
 
-def own_batches(window: Sequence[R], tokens_at_once: int, here: Processes) -> list[tuple[list[R], float]]:
-    """This process's batches of a window, each with the factor 1; sharded models must make as many passes everywhere,
+def own_batches(window: Sequence[R], tokens_at_once: int, here: Processes, cut: Cut[R] = microbatches) -> list[tuple[list[R], float]]:
+    """This process's batches of a window, each with the factor 1.
 
-    so a process that has fewer repeats its last one with the factor 0.
+    Sharded models must make as many passes in every process, so one that has fewer repeats its last with the factor 0.
     """
     ordered = sorted(window, key=lambda row: -row.width)
-    cuts = [microbatches(ordered[rank :: here.count], tokens_at_once) for rank in range(here.count)]
+    cuts = [cut(ordered[rank :: here.count], tokens_at_once) for rank in range(here.count)]
     own = [(part, 1.0) for part in cuts[here.rank]]
     if here.sharded:
         spare = own[-1][0] if own else ordered[:1]

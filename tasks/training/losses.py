@@ -20,13 +20,33 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
     return scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
 
 
-def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, label_smoothing: float = 0.0) -> Tensor:
     """Negative log-likelihood that each chosen answer beats its rejected one.
 
     chosen, rejected: rewards, shape (pairs,). margin: how much better chosen must be, in reward units.
-    Returns one value a pair, shape (pairs,). Source: Christiano et al. 2017, eq. 1; margin as in Llama 2, eq. 2.
+    label_smoothing: share of labels taken to be wrong, so that the other outcome counts that much.
+    Returns one value a pair, shape (pairs,). Source: Christiano et al. 2017, eq. 1; margin as in Llama 2, eq. 2; smoothing as in
+    Szegedy et al. 2016, section 7.
     """
-    return -F.logsigmoid(chosen - rejected - margin)
+    lead = chosen - rejected - margin
+    return -(1 - label_smoothing) * F.logsigmoid(lead) - label_smoothing * F.logsigmoid(-lead)
+
+
+def rao_kupper_loss(
+    chosen: Tensor, rejected: Tensor, tied: Tensor, eta: Tensor, margin: Tensor | float = 0.0, label_smoothing: float = 0.0
+) -> Tensor:
+    """Negative log-likelihood of each verdict where a lead of less than about eta is called a tie.
+
+    With p = exp(reward) and theta = exp(eta): P(i > j) = p_i / (p_i + theta p_j), and what is left is
+    P(tie) = (theta^2 - 1) p_i p_j / ((p_i + theta p_j) (theta p_i + p_j)).
+    chosen, rejected: rewards, (pairs,). tied: bool, (pairs,). eta: above 0, one number. margin, label_smoothing: as in
+    `bradley_terry_loss`, which this is for eta 0 and no ties. Returns one value a pair. Source: Rao and Kupper 1967.
+    """
+    lead = chosen - rejected - margin
+    won, lost = F.logsigmoid(lead - eta), F.logsigmoid(-lead - eta)
+    width = 2 * eta.clamp(min=1e-6)
+    drawn = width + torch.log(-torch.expm1(-width)) + won + lost  # log(theta^2 - 1), without an overflow
+    return torch.where(tied, -drawn, -(1 - label_smoothing) * won - label_smoothing * lost)
 
 
 def ppo_policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float = 0.2) -> Tensor:
@@ -45,3 +65,31 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
     """
     near = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)
+
+
+def dpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Bradley and Terry's loss where beta (log pi - log pi_ref) is taken for an answer's reward.
+
+    All of shape (pairs,): log-probabilities of whole answers, in nats. label_smoothing: share of labels taken to be
+    wrong. Returns one value a pair, ln 2 where policy and reference agree. Source: Rafailov et al. 2023, eq. 7; smoothing
+    as in Mitchell 2023, "A note on DPO with noisy preferences".
+    """
+    chosen, rejected = beta * (policy_chosen - reference_chosen), beta * (policy_rejected - reference_rejected)
+    return bradley_terry_loss(chosen, rejected, label_smoothing=label_smoothing)
+
+
+def ipo_loss(policy_chosen: Tensor, policy_rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float) -> Tensor:
+    """How far the log-ratio of the two answers, beside the reference's, is from 1 / (2 beta), squared.
+
+    Shapes as in `dpo_loss`. Bounded below however sure the labels are, so that clean pairs do not pull without end.
+    Returns one value a pair. Source: Azar et al. 2023, eq. 17, whose tau is beta.
+    """
+    log_ratio = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+    return (log_ratio - 1 / (2 * beta)) ** 2

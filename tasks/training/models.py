@@ -1,4 +1,4 @@
-"""Models at work: loading and saving, batches of tokens, the reward model.
+"""Models at work: loading and saving, what of them is trained, prompts for generation, the reward model.
 
 Always with trust_remote_code off and safetensors only. Padding is handled by masks and never by the PAD id, so that a
 tokenizer whose PAD is its EOS works as well as one with a PAD of its own.
@@ -6,34 +6,38 @@ tokenizer whose PAD is its EOS works as well as one with a PAD of its own.
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from tasks.data.records import digest
 from tasks.errors import ConfigError
 from tasks.training.batches import microbatches
+from tasks.training.processes import layers_of
 from tasks.training.trees import Layout, Tree, lay_out
+from tasks.training_config import ComputeConfig
 
 transformers_logging.disable_progress_bar()  # the stage's own bar is enough
 transformers_logging.set_verbosity_error()
 
 REWARD_BIAS = "prefline_reward_bias"
 """Key in a reward model's config.json: added to every score, so that demonstrations have mean 0."""
+REWARD_TEMPERATURE = "prefline_reward_temperature"
+"""What margins are divided by where they are to say how sure a score is. No score is."""
+REWARD_ETA = "prefline_reward_eta"
+"""The lead of which less is called a tie, in reward units, where ties had a likelihood of their own."""
 
 
 def load_policy(folder: Path) -> PreTrainedModel:
@@ -54,6 +58,39 @@ def without_dropout(model: nn.Module) -> nn.Module:
     return model
 
 
+def with_checkpointing(model: nn.Module, compute: ComputeConfig) -> nn.Module:
+    """Where compute asks for it, blocks forget what they computed and compute it again going backward: same gradients."""
+    if compute.gradient_checkpointing:
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel):
+                part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                break  # it switches on all blocks within
+    return model
+
+
+def freeze_lower(model: PreTrainedModel, layers: int) -> None:
+    """Keep the embeddings and the lowest blocks as they are, and with the embeddings a head that is tied to them.
+
+    layers: how many blocks; 0 freezes nothing. Raises ConfigError where the model has fewer.
+    """
+    blocks = layers_of(model)
+    if layers > len(blocks):
+        raise ConfigError(
+            f"policy.frozen_layers: {layers}, but the model has {len(blocks)} layers.",
+            f"Set policy.frozen_layers to at most {len(blocks)}.",
+        )
+    if layers > 0:
+        embeddings = [module for module in model.base_model.modules() if isinstance(module, nn.Embedding)]
+        for part in [*embeddings, *blocks[:layers]]:
+            part.requires_grad_(False)
+
+
+def reference_sharing(policy: PreTrainedModel) -> PreTrainedModel:
+    """The policy as it is now, to compare with it later: a copy of what is trained, beside the very tensors that are not."""
+    kept = [*(parameter for parameter in policy.parameters() if not parameter.requires_grad), *policy.buffers()]
+    return copy.deepcopy(policy, {id(tensor): tensor for tensor in kept}).requires_grad_(False).eval()
+
+
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a model folder in Hugging Face format, weights as safetensors. Raises OSError where the disk is full."""
     try:
@@ -71,23 +108,21 @@ def context_of(model: PreTrainedModel) -> int:
     return int(getattr(model.config, "max_position_embeddings", 0) or getattr(model.config, "n_positions", 0) or 1 << 30)
 
 
-# Batches of tokens ----------------------------------------------------------------------------------------------------------
+# Prompts for generation -----------------------------------------------------------------------------------------------------
 
 
-def pad(rows: list[list[int]], value: int, side: str = "right") -> tuple[Tensor, Tensor]:
-    """Rows as one rectangle and its mask, both (rows, longest), int64."""
+def left_padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Rows as one rectangle and its mask, both (rows, longest), int64; what is sampled follows right behind each."""
     width = max(len(row) for row in rows)
-    tokens = torch.full((len(rows), width), value)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    tokens, mask = torch.zeros((2, len(rows), width), dtype=torch.long)
     for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        tokens[i, place] = torch.tensor(row)
-        mask[i, place] = 1
+        tokens[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = 1
     return tokens, mask
 
 
 def positions(mask: Tensor) -> Tensor:
-    """Position ids that count from a row's first real token, whichever side the padding is on."""
+    """Position ids that count from a row's first real token."""
     return (mask.cumsum(-1) - mask).long()
 
 
@@ -97,13 +132,17 @@ def positions(mask: Tensor) -> Tensor:
 class RewardModel(nn.Module):
     """A language model's body with a scalar head; the score of a text is read at its own last token.
 
-    Saved as a Hugging Face sequence classifier of one label, plus a bias in its config.json.
+    Saved as a Hugging Face sequence classifier of one label, plus bias, temperature and eta in its config.json.
     """
 
     def __init__(self, body: PreTrainedModel) -> None:
         super().__init__()
         self.body: PreTrainedModel = without_dropout(body)
         self.bias = float(getattr(body.config, REWARD_BIAS, 0.0))
+        self.temperature = float(getattr(body.config, REWARD_TEMPERATURE, 1.0))
+        self.raw_eta: nn.Parameter | None = None
+        if hasattr(body.config, REWARD_ETA):
+            self.learn_ties(getattr(body.config, REWARD_ETA))
 
     @classmethod
     def from_policy(cls, folder: Path, seed: int) -> RewardModel:
@@ -121,21 +160,31 @@ class RewardModel(nn.Module):
 
     @classmethod
     def _read(cls, folder: Path, **config: int) -> RewardModel:
-        try:
-            body = AutoModelForSequenceClassification.from_pretrained(
+        return cls(
+            AutoModelForSequenceClassification.from_pretrained(
                 folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, **config
             )
-        except ValueError as error:
-            kind = AutoConfig.from_pretrained(folder).model_type
-            raise ConfigError(
-                f"model: {kind} can't be made a reward model: transformers has no sequence classifier for it.",
-                "Choose another base model, for instance of the kinds llama, qwen2, gemma2, mistral or gpt2.",
-            ) from error
-        return cls(body)
+        )
+
+    def learn_ties(self, eta: float) -> None:
+        """From now on eta is trained too, as a softplus, so that it stays above 0."""
+        self.raw_eta = nn.Parameter(torch.tensor([eta + math.log(-math.expm1(-eta))]))
+
+    @property
+    def eta(self) -> Tensor | None:
+        """Rao and Kupper's, (1,); None where ties are left out."""
+        return None if self.raw_eta is None else F.softplus(self.raw_eta)
 
     def save(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         setattr(self.body.config, REWARD_BIAS, self.bias)
+        setattr(self.body.config, REWARD_TEMPERATURE, self.temperature)
+        if self.eta is not None:
+            setattr(self.body.config, REWARD_ETA, self.eta.item())
         save(self.body, tokenizer, folder)
+
+    @property
+    def device(self) -> torch.device:
+        return self.body.device
 
     def forward(self, trees: Sequence[Tree]) -> Tensor:
         """Scores of all answers of the trees, in order, (answers,): each read at its own last token, never by a token's id."""
@@ -155,23 +204,29 @@ class RewardModel(nn.Module):
 
 
 @torch.inference_mode()
-def score_texts(model: RewardModel, rows: list[list[int]], tokens_at_once: int = 8192) -> list[float]:
-    """Scores of token rows, in their order, whatever their neighbours."""
-    scores = [0.0] * len(rows)
-    for part in microbatches([_Text(i, row) for i, row in enumerate(rows)], tokens_at_once):
-        for text, score in zip(part, model([Tree([], [text.tokens]) for text in part]).tolist(), strict=True):
-            scores[text.place] = score
+def score_trees(model: nn.Module, trees: Sequence[Tree], tokens_at_once: int = 8192) -> list[list[float]]:
+    """Scores of each tree's answers, in the trees' order, whatever their neighbours. model: a reward model or an ensemble."""
+    scores: list[list[float]] = [[]] * len(trees)
+    for part in microbatches([_Placed(place, tree) for place, tree in enumerate(trees)], tokens_at_once):
+        found = iter(model([one.tree for one in part]).tolist())
+        for one in part:
+            scores[one.place] = list(islice(found, len(one.tree.answers)))
     return scores
 
 
+def score_texts(model: nn.Module, rows: list[list[int]], tokens_at_once: int = 8192) -> list[float]:
+    """Scores of token rows, in their order, whatever their neighbours."""
+    return [score for (score,) in score_trees(model, [Tree([], [row]) for row in rows], tokens_at_once)]
+
+
 @dataclass(frozen=True)
-class _Text:
+class _Placed:
     place: int
-    tokens: list[int]
+    tree: Tree
 
     @property
     def width(self) -> int:
-        return len(self.tokens)
+        return self.tree.width
 
 
 def describe(model: PreTrainedModel) -> dict[str, str | int]:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,9 +21,11 @@ from tasks.data.encoding import decode, encode_prompt
 from tasks.data.records import write_jsonl
 from tasks.data.snapshot import Dataset, Prompt
 from tasks.errors import PreflineError
+from tasks.training.adapters import Reference
+from tasks.training.ensemble import load_scorer
 from tasks.training.estimators import kl_per_sequence
 from tasks.training.logprobs import given_logprobs
-from tasks.training.models import RewardModel, load_policy, score_texts
+from tasks.training.models import load_policy, score_texts
 from tasks.training.sampling import Sampling, sample
 
 Stats = dict[str, float]
@@ -46,13 +51,18 @@ class Look:
 
 @dataclass
 class Optimised:
-    """What a method hands back. policy: as it was in the round that is kept. history: figures of every round or step."""
+    """What a method hands back. policy: as it was in the round that is kept. history: figures of every round or step.
+
+    figures: of the whole, for the stage's metrics. ended: why it ended before its time, if it did.
+    """
 
     policy: PreTrainedModel
     rounds: int
     best_round: int
     looks: list[Look]
     history: list[Stats]
+    figures: Stats = field(default_factory=dict)
+    ended: str = ""
 
 
 def best_of(looks: list[Look], choose: str) -> int:
@@ -77,16 +87,24 @@ class Onlooker:
         sft: Path,
         reward_model: Path,
         judge: Path,
+        prompts: list[Prompt] | None = None,
     ) -> None:
-        """room: tokens that a prompt may have. sft, reward_model, judge: folders of models."""
+        """room: tokens that a prompt may have. sft, reward_model, judge: folders of models. prompts: others than those of validation."""
         self.tokenizer = tokenizer
         self.sampling = sampling
         self.seed = seed
-        self.tokens, self.prompts = fitting(held.prompts("validation"), tokenizer, room)
+        self.tokens, self.prompts = fitting(prompts or held.prompts("validation"), tokenizer, room)
+        self.asked = [prompt.messages[-1]["content"] for prompt in self.prompts]
         self.shop = held.shop()
-        self.reference = load_policy(sft).eval()
-        self.reward_model = RewardModel.load(reward_model).eval()
-        self.judge = RewardModel.load(judge).eval()
+        self.reference: Reference = partial(nullcontext, load_policy(sft).eval())
+        self.reward_model = load_scorer(reward_model).eval()
+        self.judge = load_scorer(judge).eval()
+
+    def to(self, device: torch.device) -> None:
+        """Move all models that look on."""
+        with self.reference() as reference:
+            for model in (reference, self.reward_model, self.judge):
+                model.to(device)
 
     @torch.inference_mode()
     def look(self, number: int, policy: PreTrainedModel) -> Look:
@@ -95,12 +113,9 @@ class Onlooker:
         answers = sample(policy, self.tokens, self.sampling, self.tokenizer.eos_token_id, noise)
         texts = [prompt + answer.tokens for prompt, answer in zip(self.tokens, answers, strict=True)]
         own, judge = score_texts(self.reward_model, texts), score_texts(self.judge, texts)
-        theirs = given_logprobs(self.reference, self.tokens, [answer.tokens for answer in answers], self.sampling.temperature)
+        with self.reference() as reference:
+            theirs = given_logprobs(reference, self.tokens, [answer.tokens for answer in answers], self.sampling.temperature)
         said = [decode(self.tokenizer, answer.tokens) for answer in answers]
-        asked = [prompt.messages[-1]["content"] for prompt in self.prompts]
-        gold = None
-        if self.shop and all(text in self.shop.by_text for text in asked):
-            gold = [self.shop.gold(question, answer).utility for question, answer in zip(asked, said, strict=True)]
         return Look(
             round=number,
             kl=kl_per_sequence([answer.logprobs for answer in answers], theirs),
@@ -108,11 +123,17 @@ class Onlooker:
             stopped=statistics.fmean(answer.stopped for answer in answers),
             own=own,
             judge=judge,
-            gold=gold,
+            gold=self.gold(range(len(said)), said),
             samples=[
-                {"prompt": asked[i], "answer": said[i], "own": own[i], "judge": judge[i]} for i in range(min(SAMPLES_KEPT, len(said)))
+                {"prompt": self.asked[i], "answer": said[i], "own": own[i], "judge": judge[i]} for i in range(min(SAMPLES_KEPT, len(said)))
             ],
         )
+
+    def gold(self, places: Sequence[int], said: Sequence[str]) -> list[float] | None:
+        """What answers to the validation prompts at those places are truly worth; None without a truth about all prompts."""
+        if self.shop is None or not all(text in self.shop.by_text for text in self.asked):
+            return None
+        return [self.shop.gold(self.asked[place], answer).utility for place, answer in zip(places, said, strict=True)]
 
 
 def fitting(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, room: int) -> tuple[list[list[int]], list[Prompt]]:
@@ -131,7 +152,7 @@ def write_rounds(found: Optimised, validation_prompts: int, out: Path) -> None:
     """rounds.json, history.jsonl and samples.jsonl: what evaluation, the report and people read of a method's work."""
     rounds = [asdict(look) for look in found.looks]
     samples = [{"round": look["round"], **sample} for look in rounds for sample in look.pop("samples")]
-    body = {"chosen_round": found.best_round, "validation_prompts": validation_prompts, "rounds": rounds}
+    body = {"chosen_round": found.best_round, "validation_prompts": validation_prompts, "ended": found.ended, "rounds": rounds}
     (out / "rounds.json").write_text(json.dumps(body) + "\n", encoding="utf-8")
     write_jsonl(out / "history.jsonl", found.history)
     write_jsonl(out / "samples.jsonl", samples)

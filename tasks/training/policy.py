@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tasks.data.encoding import load_tokenizer
 from tasks.data.snapshot import dataset
 from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
+from tasks.training.launch import side_by_side
 from tasks.training.models import save
 from tasks.training.onlooker import Onlooker, Optimised, fitting, write_rounds
 from tasks.training.processes import Processes
@@ -18,6 +19,7 @@ from tasks.training_config import Method
 
 
 @stage("policy", reads=("seed", "max_tokens", "max_new_tokens", "policy", "adapter", "compute"), package="training")
+@side_by_side
 def optimise_policy(
     config: Settings, *, data: StageResult, sft: StageResult, reward_model: StageResult, judge: StageResult, run: StageRun
 ) -> Metrics:
@@ -26,9 +28,11 @@ def optimise_policy(
     tokenizer = load_tokenizer(sft.path / MODEL)
     room = config.max_tokens - config.max_new_tokens
     prompts, _ = fitting(held.prompts(*LEARNT), tokenizer, room)
-    sampling = Sampling(config.max_new_tokens, config.policy.temperature)
-    folders = {"sft": sft.path / MODEL, "reward_model": reward_model.path / MODEL}
-    onlooker = Onlooker(held, tokenizer, room, sampling, config.seed, **folders, judge=judge.path / MODEL)
+    sampling = Sampling(config.max_new_tokens, config.policy.temperature, config.policy.top_p)
+    sft_model, scored_by, judged_by = (result.path / MODEL for result in (sft, reward_model, judge))
+    onlooker = Onlooker(held, tokenizer, room, sampling, config.seed, sft=sft_model, reward_model=scored_by, judge=judged_by)
+    here = Processes(config.compute)
+    onlooker.to(here.device)
     shop = Workshop(
         config=config.policy,
         adapter=config.adapter,
@@ -39,9 +43,10 @@ def optimise_policy(
         tokenizer=tokenizer,
         prompts=prompts,
         sampling=sampling,
-        **folders,
+        sft=sft_model,
+        reward_model=scored_by,
         onlooker=onlooker,
-        here=Processes(config.compute),
+        here=here,
         checkpoints=run.checkpoints,
         report=run.report,
     )
@@ -77,4 +82,4 @@ def _figures(found: Optimised) -> Metrics:
     }
     if first.gold is not None and chosen.gold is not None:
         metrics |= {"gold_before": statistics.fmean(first.gold), "gold": statistics.fmean(chosen.gold)}
-    return metrics
+    return metrics | found.figures

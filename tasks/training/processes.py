@@ -7,10 +7,12 @@ of a batch, and gradients are summed over all of them before a step. With one pr
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -28,6 +30,9 @@ from torch.distributed.tensor import DTensor
 
 from tasks.errors import EnvironmentRefused
 from tasks.training_config import ComputeConfig
+
+IDLE_SECONDS = 0.2
+"""How long to watch what the cores do."""
 
 T = TypeVar("T")
 State = dict[str, Any]
@@ -183,3 +188,20 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     """The blocks of a transformer: the longest list of modules in it."""
     lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=len, default=[])
+
+
+def use_threads(wanted: int) -> int:
+    """Set and return the threads of torch: as many as wanted, or for 0 as many as there are idle cores just now.
+
+    Two threads on two cores of which one is busy are ten times slower than one: threads of a step wait for one another.
+    OMP_NUM_THREADS, where it is set, is what 0 stands for.
+    """
+    if wanted == 0 and "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(wanted)
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    idle = round(cores * (1 - psutil.cpu_percent(interval=IDLE_SECONDS) / 100))
+    torch.set_num_threads(max(1, idle))
+    return torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The reward model: comparisons as groups of answers, the Bradley-Terry loss over a group's pairs, and what it got right."""
+"""The reward model: comparisons as groups of answers, the loss over a group's pairs, and the scores of both sides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from tasks.data.encoding import encode_answer, encode_prompt
 from tasks.data.records import Comparison, Message
-from tasks.training.losses import bradley_terry_loss
+from tasks.training.intervals import outcomes_of
+from tasks.training.loop import order_of_epoch
+from tasks.training.losses import bradley_terry_loss, rao_kupper_loss
+from tasks.training.models import score_trees
 from tasks.training.trees import Tree
 
 
@@ -21,8 +24,9 @@ from tasks.training.trees import Tree
 class Group:
     """The answers of one ranking (or one pair), each encoded once, and which beats which.
 
-    pairs: (better, worse), places in answers. trust: in each pair, 1 where it is empty. together: the answers are read
-    as one tree, which takes a model that reads trees.
+    pairs: (better, worse), places in answers; in either order for a tie. trust: in each pair, 1 where it is empty. said:
+    the comparison behind each pair; where it is empty, pairs are victories of unknown strength. together: the answers
+    are read as one tree, which takes a model that reads trees.
     """
 
     prompt: list[int]
@@ -30,6 +34,7 @@ class Group:
     pairs: list[tuple[int, int]] = field(default_factory=list)
     trust: list[float] = field(default_factory=list)
     together: bool = False
+    said: list[Comparison] = field(default_factory=list)
 
     @property
     def trees(self) -> list[Tree]:
@@ -53,15 +58,9 @@ class Group:
 
 
 def reward_groups(
-    comparisons: Iterable[Comparison],
-    tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
-    weights: Mapping[str, float] | None = None,
+    comparisons: Iterable[Comparison], tokenizer: PreTrainedTokenizerBase, max_tokens: int, ties: bool = False
 ) -> tuple[list[Group], int]:
-    """Groups to train on, and how many comparisons were left out: ties, identical answers, texts over max_tokens.
-
-    weights: trust by annotator, mean 1 over the comparisons; it is 1 in annotators who are not named there.
-    """
+    """Groups to train on, and how many comparisons were left out: identical answers, texts over max_tokens, ties if not wanted."""
     groups: dict[tuple[str, tuple[int, ...]], Group] = {}
     places: dict[tuple[str, tuple[int, ...]], dict[tuple[int, ...], int]] = {}
     encoded: dict[str, tuple[int, ...]] = {}
@@ -76,7 +75,8 @@ def reward_groups(
     for comparison in comparisons:
         prompt = encode(comparison.prompt)
         chosen, rejected = (encode(comparison.prompt, answer) for answer in (comparison.chosen, comparison.rejected))
-        if comparison.tie or chosen == rejected or len(prompt) + max(len(chosen), len(rejected)) > max_tokens:
+        too_long = len(prompt) + max(len(chosen), len(rejected)) > max_tokens
+        if chosen == rejected or too_long or (comparison.tie and not ties):
             left_out += 1
             continue
         key = (comparison.ranking or comparison.id, prompt)
@@ -86,32 +86,67 @@ def reward_groups(
                 place[answer] = len(group.answers)
                 group.answers.append(list(answer))
         group.pairs.append((place[chosen], place[rejected]))
-        if weights:
-            group.trust.append(weights.get(comparison.annotator or "", 1.0))
+        group.said.append(comparison)
     return list(groups.values()), left_out
 
 
-def group_loss(model: nn.Module, groups: list[Group], centring: float = 0.0) -> Tensor:
-    """Sum over groups of the mean Bradley-Terry loss of a group's pairs (weight 1 / C(K, 2) a pair: Ouyang et al. 2022).
+def at_most(groups: list[Group], comparisons: int | None, seed: int) -> list[Group]:
+    """Whole groups with no more than so many comparisons, drawn by the seed; all of them for None."""
+    if comparisons is None:
+        return groups
+    kept, count = [], 0
+    for place in order_of_epoch(len(groups), seed, 0):
+        if count + len(groups[place].pairs) <= comparisons:
+            kept.append(groups[place])
+            count += len(groups[place].pairs)
+    return kept
 
-    Each pair counts as much as it is trusted.
-    centring: weight of (r_chosen + r_rejected)^2, which keeps rewards near 0 (Eisenstein et al. 2023).
+
+def trust_annotators(groups: Iterable[Group], weights: Mapping[str, float]) -> None:
+    """Let each comparison count as much as its annotator can be relied on. weights: by annotator; 1 for who is not among them."""
+    for group in groups:
+        group.trust = [weights.get(comparison.annotator or "", 1.0) for comparison in group.said]
+
+
+def group_loss(model: nn.Module, groups: list[Group], centring: float = 0.0, margin: float = 0.0, label_smoothing: float = 0.0) -> Tensor:
+    """Sum over groups of the mean loss of a group's pairs (weight 1 / C(K, 2) a pair: Ouyang et al. 2022).
+
+    Bradley and Terry's loss, or where the model has an eta Rao and Kupper's. Each pair counts as much as it is trusted.
+    centring: weight of (r_chosen + r_rejected)^2, which keeps rewards near 0 (Eisenstein et al. 2023). margin: reward by
+    which the better answer must win, for each unit of a comparison's strength. label_smoothing: share of labels taken to
+    be wrong.
     """
     rewards = model([tree for group in groups for tree in group.trees])
-    better, worse, weights = [], [], []
+    better, worse, weights, margins, tied = [], [], [], [], []
     first = 0
     for group in groups:
         better += [first + i for i, _ in group.pairs]
         worse += [first + j for _, j in group.pairs]
         weights += [trust / len(group.pairs) for trust in group.trust or [1.0] * len(group.pairs)]
+        ties = [comparison.tie for comparison in group.said] or [False] * len(group.pairs)
+        strengths = [comparison.strength or 0.0 for comparison in group.said] or [0.0] * len(group.pairs)
+        margins += [0.0 if tie else margin * strength for tie, strength in zip(ties, strengths, strict=True)]
+        tied += ties
         first += len(group.answers)
     chosen, rejected = rewards[better], rewards[worse]
-    loss = bradley_terry_loss(chosen, rejected) + centring * (chosen + rejected) ** 2
+    ahead = torch.tensor(margins, device=rewards.device)
+    eta = getattr(model, "eta", None)
+    if eta is None:
+        loss = bradley_terry_loss(chosen, rejected, ahead, label_smoothing)
+    else:
+        loss = rao_kupper_loss(chosen, rejected, torch.tensor(tied, device=rewards.device), eta, ahead, label_smoothing)
+    loss = loss + centring * (chosen + rejected) ** 2
     return (loss * torch.tensor(weights, device=loss.device)).sum()
 
 
+def group_scores(model: nn.Module, groups: list[Group], tokens_at_once: int = 8192) -> list[float]:
+    """Scores of all groups' answers, in order."""
+    by_tree = score_trees(model, [tree for group in groups for tree in group.trees], tokens_at_once)
+    return [score for scores in by_tree for score in scores]
+
+
 def pair_scores(scores: list[float], groups: list[Group]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the chosen and of the rejected texts of every pair; scores are those of all groups' texts in order."""
+    """Scores of the chosen and of the rejected answers of every pair; scores are those of all groups' answers in order."""
     chosen, rejected, first = [], [], 0
     for group in groups:
         chosen += [scores[first + i] for i, _ in group.pairs]
@@ -122,4 +157,4 @@ def pair_scores(scores: list[float], groups: list[Group]) -> tuple[np.ndarray, n
 
 def accuracy(chosen: np.ndarray, rejected: np.ndarray) -> float:
     """Share of pairs whose chosen side is higher; a draw counts half."""
-    return float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
+    return float(outcomes_of(chosen, rejected).mean())

@@ -1,27 +1,45 @@
-"""Supervised fine-tuning: the loss of a demonstration's answer, given its prompt."""
+"""Supervised fine-tuning: the loss of what the assistant says in a demonstration, given all that stands before it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.data.encoding import encode_answer, encode_prompt
+from tasks.data.encoding import encode_turns
 from tasks.data.records import Demonstration
 from tasks.errors import PreflineError
 from tasks.training.batches import microbatches
-from tasks.training.logprobs import tree_logprobs
+from tasks.training.logprobs import logprobs_at
+from tasks.training.loop import Cut
 from tasks.training.trees import Tree
 
 
 @dataclass(frozen=True)
 class SFTRow:
-    """A demonstration as token ids. Its weight is its number of trained tokens, so that each token counts alike."""
+    """A demonstration as token ids. Its weight is its number of trained tokens, so that each token counts alike.
+
+    prompt: what stands before the first trained token. answer: the rest. trained: of each of the answer's tokens, is it
+    the assistant's? None where all are.
+    """
 
     prompt: list[int]
     answer: list[int]
+    trained: list[bool] | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.prompt + self.answer
+
+    @property
+    def places(self) -> list[int]:
+        """Where in tokens the trained ones stand."""
+        begin = len(self.prompt)
+        return [begin + place for place in range(len(self.answer)) if self.trained is None or self.trained[place]]
 
     @property
     def width(self) -> int:
@@ -29,38 +47,105 @@ class SFTRow:
 
     @property
     def weight(self) -> float:
-        return float(len(self.answer))
+        return float(len(self.answer) if self.trained is None else sum(self.trained))
 
 
-def sft_rows(demonstrations: list[Demonstration], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> tuple[list[SFTRow], int]:
-    """Rows that fit in max_tokens, and how many did not (an answer is never cut in silence).
+@dataclass(frozen=True)
+class Pack:
+    """Demonstrations side by side in one row of a batch; none of them sees another."""
 
-    Raises PreflineError, naming the demonstration, where an answer has no text.
+    rows: list[SFTRow]
+
+    @property
+    def width(self) -> int:
+        return sum(row.width for row in self.rows)
+
+    @property
+    def weight(self) -> float:
+        return sum(row.weight for row in self.rows)
+
+
+def sft_rows(
+    demonstrations: list[Demonstration], tokenizer: PreTrainedTokenizerBase, max_tokens: int, every_turn: bool = False
+) -> tuple[list[SFTRow], int]:
+    """Rows that fit in max_tokens, and how many did not: an answer is never cut.
+
+    every_turn: train what the assistant says in the prompt too, and not in the answer alone.
+    Raises PreflineError, naming file and line, where there is nothing to learn in a demonstration or its turns can't be
+    trained on as they are seen in use, and where none of them fits.
     """
-    rows: list[SFTRow] = []
-    for demonstration in demonstrations:
-        answer = encode_answer(tokenizer, demonstration.prompt, demonstration.answer)
-        if len(answer) < 2:
-            raise PreflineError(
-                f"{demonstration.source}, line {demonstration.source_id}: the demonstration's answer is empty.",
-                "Remove the row: there is nothing in it to learn.",
-            )
-        row = SFTRow(encode_prompt(tokenizer, demonstration.prompt), answer)
-        if row.width <= max_tokens:
-            rows.append(row)
-    return rows, len(demonstrations) - len(rows)
+    rows = [_row(demonstration, tokenizer, every_turn) for demonstration in demonstrations]
+    kept = [row for row in rows if row.width <= max_tokens]
+    if rows and not kept:
+        shortest = min(row.width for row in rows)
+        raise PreflineError(
+            f"All {len(rows)} demonstrations are longer than max_tokens ({max_tokens}): the shortest has {shortest}.",
+            f"Set max_tokens to at least {shortest}; answers are never cut.",
+        )
+    return kept, len(rows) - len(kept)
 
 
-def sft_loss(model: nn.Module, rows: list[SFTRow]) -> Tensor:
-    """Sum over all answer tokens of -log p(token), in nats."""
+def _row(demonstration: Demonstration, tokenizer: PreTrainedTokenizerBase, every_turn: bool) -> SFTRow:
+    place = f"{demonstration.source}, line {demonstration.source_id}"
+    conversation = demonstration.prompt + demonstration.answer
+    first = 0 if every_turn else len(demonstration.prompt)
+    said = [message["content"] for message in conversation[max(first, 1) :] if message["role"] == "assistant"]
+    if not said or not all(text.strip() for text in said):
+        what = "a turn of the assistant" if every_turn else "the demonstration's answer"
+        raise PreflineError(f"{place}: {what} is empty.", "Remove the row: there is nothing in it to learn.")
+    try:
+        tokens, turns = encode_turns(tokenizer, conversation, first)
+    except PreflineError as error:
+        raise PreflineError(f"{place}: {error.what}", error.advice + " Or set sft.trained to answer." * every_turn) from error
+    begin = turns[0].start
+    learnt = {token for turn in turns for token in turn}
+    mask = [token in learnt for token in range(begin, len(tokens))] if len(turns) > 1 else None
+    return SFTRow(tokens[:begin], tokens[begin:], mask)
+
+
+def sft_loss(model: nn.Module, rows: Sequence[SFTRow]) -> Tensor:
+    """Sum over all trained tokens of -log p(token), in nats."""
+    return pack_loss(model, [Pack([row]) for row in rows])
+
+
+def pack_loss(model: nn.Module, packs: Sequence[Pack]) -> Tensor:
+    """sft_loss of the packed rows. A pack of several needs a model that reads trees."""
     assert isinstance(model, PreTrainedModel)
-    logprobs, _ = tree_logprobs(model, [Tree(row.prompt, [row.answer]) for row in rows], temperature=1.0)
-    return -logprobs.sum()
+    trees = [Tree([], [row.tokens for row in pack.rows]) for pack in packs]
+    return -logprobs_at(model, trees, [row.places for pack in packs for row in pack.rows]).sum()
+
+
+def packing(max_tokens: int) -> Cut[Pack]:
+    """How to cut a step's rows into batches of full packs of at most max_tokens.
+
+    Packed are the rows of one step, never those of several: which rows a step has, and so what is learnt, is the same
+    with packing and without.
+    """
+    return partial(_packed, max_tokens=max_tokens)
+
+
+def _packed(packs: Sequence[Pack], tokens_at_once: int, max_tokens: int) -> list[list[Pack]]:
+    rows = [row for pack in packs for row in pack.rows]
+    return microbatches(first_fit(rows, min(max_tokens, tokens_at_once)), tokens_at_once)
+
+
+def first_fit(rows: Sequence[SFTRow], room: int) -> list[Pack]:
+    """Packs of at most room tokens, or of one row: the widest row first, each into the first pack that has room for it."""
+    packs: list[list[SFTRow]] = []
+    widths: list[int] = []
+    for row in sorted(rows, key=lambda row: -row.width):
+        place = next((place for place, width in enumerate(widths) if width + row.width <= room), len(packs))
+        if place == len(packs):
+            packs.append([])
+            widths.append(0)
+        packs[place].append(row)
+        widths[place] += row.width
+    return [Pack(pack) for pack in packs]
 
 
 @torch.inference_mode()
 def perplexity(model: PreTrainedModel, rows: list[SFTRow], tokens_at_once: int = 8192) -> float:
-    """exp of the mean negative log-likelihood of an answer token."""
+    """exp of the mean negative log-likelihood of a trained token."""
     model.eval()
     total = sum(float(sft_loss(model, part)) for part in microbatches(rows, tokens_at_once))
     return float(torch.tensor(total / sum(row.weight for row in rows)).exp())

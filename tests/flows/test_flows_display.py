@@ -83,6 +83,7 @@ def test_durations(seconds, text):
 def test_a_stage_that_nobody_listed_shows_its_first_three():
     assert main_figures("mine", {"a": 1.0, "b_c": 2.0, "d": 3.0, "e": 4.0}) == "a 1 · b c 2 · d 3"
     assert main_figures("evaluate", {"prompts": 300.0, "win_rate": 0.5, "kl": 2.0}) == "win rate 0.5 · kl 2"
+    assert main_figures("evaluate dpo", {"prompts": 300.0, "win_rate": 0.5, "kl": 2.0}) == "win rate 0.5 · kl 2"
 
 
 def test_decisions_in_words():
@@ -156,4 +157,4 @@ def test_bars_for_people():
     text = out.getvalue()
     assert "loss 0.5" in text
     assert "unchanged" in text
-    assert "policy        failed" in text
+    assert "policy              failed" in text

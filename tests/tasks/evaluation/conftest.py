@@ -1,4 +1,4 @@
-"""Made-up evidence: answers with scores and rounds of PPO, honest or hacked."""
+"""Made-up evidence: answers with scores and rounds, honest or hacked."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tasks.evaluation.answers import Judged, Reply
 from tasks.evaluation.evaluate import verdict, verdict_of_gold
 from tasks.evaluation.findings import Evidence
 from tasks.evaluation.overoptimisation import Round, Rounds, Scores
-from tasks.evaluation.statistics import Bootstrap
+from tasks.training.intervals import Bootstrap
 
 BOOTSTRAP = Bootstrap(resamples=400)
 

@@ -13,7 +13,7 @@ from tasks.evaluation.evaluate import metrics_of
 from tasks.evaluation.findings import agreement_with_gold, findings, gains_over_sft, means, slices
 from tasks.evaluation.overoptimisation import Gains, Rounds, gains, gains_of_round, is_hacked, over_optimisation
 from tasks.evaluation.result import Evaluation, WinRate
-from tasks.evaluation.statistics import Bootstrap
+from tasks.training.intervals import Bootstrap
 
 BOOTSTRAP = Bootstrap(resamples=400)
 
@@ -78,7 +78,7 @@ def test_gains_by_hand():
     assert gains(after, before, ["a", "b"], BOOTSTRAP) == Gains((1.0, 1.0, 1.0), (-0.5, -0.5, -0.5), None)
 
 
-def test_rounds_are_read_as_ppo_writes_them(tmp_path):
+def test_rounds_are_read_as_training_writes_them(tmp_path):
     row = {"kl": 0.0, "length": 9.0, "stopped": 1.0, "own": [1.0, 2.0], "judge": [0.5, 0.5], "gold": None}
     body = {"chosen_round": 5, "validation_prompts": 2, "rounds": [{"round": 0, **row}, {"round": 5, **row, "kl": 1.5}]}
     (tmp_path / "rounds.json").write_text(json.dumps(body))

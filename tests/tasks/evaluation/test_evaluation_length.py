@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize
 
 from tasks.evaluation.length import RIDGE, length_controlled
-from tasks.evaluation.statistics import Bootstrap
+from tasks.training.intervals import Bootstrap
 
 BOOTSTRAP = Bootstrap(resamples=300)
 

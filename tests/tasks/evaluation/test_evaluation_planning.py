@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tasks.evaluation.planning import detectable_rate, prompts_needed
-from tasks.evaluation.statistics import Bootstrap, win_rate
+from tasks.evaluation.statistics import win_rate
+from tasks.training.intervals import Bootstrap
 
 
 def test_prompts_needed_by_hand():

@@ -14,7 +14,7 @@ from tasks.evaluation.answers import read_answers, write_answers
 from tasks.evaluation.findings import findings
 from tasks.evaluation.plots import PLOTS, draw
 from tasks.evaluation.report import StageLine, examples, markdown_text, plain_text, render_markdown, render_report, write_report
-from tasks.evaluation.statistics import Bootstrap
+from tasks.training.intervals import Bootstrap
 
 BOOTSTRAP = Bootstrap(resamples=400)
 HOSTILE = (
@@ -197,7 +197,7 @@ def test_pictures_are_small_and_whole(evaluated, make_rows, make_rounds, tmp_pat
 
 
 def test_pictures_of_hardly_anything(evaluated, make_rows, make_rounds, tmp_path):
-    """No slices, no truth, PPO that never moved."""
+    """No slices, no truth, a policy that never moved."""
     found, _ = evaluated(make_rows(prompts=3, truth=False))
     rounds = make_rounds()
     still = type(rounds)(0, [rounds.sft])

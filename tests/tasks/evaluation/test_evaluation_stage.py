@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tasks.config import EvaluationConfig, PipelineConfig
 from tasks.data.dvc_store import folder_md5
@@ -21,6 +20,7 @@ from tasks.training.base import train_tokenizer
 from tasks.training.logprobs import answer_logprobs
 from tasks.training.models import RewardModel, save
 from tasks.training.sampling import Sampling
+from tasks.training.trees import Tree
 
 QUESTIONS = [f"How warm is the {item}?" for item in ("lamp", "kettle", "chair", "desk", "clock", "mirror", "rug", "shelf", "vase", "fan")]
 SHOP = Path(__file__).parents[3] / "data" / "shop.yaml"
@@ -53,7 +53,7 @@ def line(tmp_path, make_llama, tokenizer):
             save(make_llama(len(tokenizer), seed), tokenizer, found[name].path / "model")
         for name, seed in (("reward_model", 2), ("judge", 3)):
             RewardModel.from_policy(found["sft"].path / "model", seed).save(tokenizer, found[name].path / "model")
-        rounds = [round_of_ppo(number) for number in (0, 5)]
+        rounds = [a_round(number) for number in (0, 5)]
         (found["policy"].path / "rounds.json").write_text(json.dumps({"chosen_round": 5, "validation_prompts": 9, "rounds": rounds}))
         name, version = ("champion, version 2", "2") if champion else ("SFT model", None)
         (found["baseline"].path / "baseline.json").write_text(json.dumps({"name": name, "version": version, "model_digest": None}))
@@ -65,7 +65,7 @@ def line(tmp_path, make_llama, tokenizer):
     return make
 
 
-def round_of_ppo(number):
+def a_round(number):
     own, judge = np.random.default_rng(number).normal(size=(2, 9)).tolist()
     return {"round": number, "kl": float(number), "length": 8.0, "stopped": 1.0, "own": own, "judge": judge, "gold": None}
 
@@ -218,7 +218,7 @@ def test_equal_texts_have_equal_scores(policy_folder, tokenizer, tmp_path):
     texts = Texts()
     assert [texts.place(tokens) for tokens in ([4, 5], [6], [4, 5])] == [0, 1, 0]
     scores = texts.scores(tmp_path / "model")
-    alone = RewardModel.load(tmp_path / "model").eval()(torch.tensor([[6]]), torch.tensor([[1]]))
+    alone = RewardModel.load(tmp_path / "model").eval()([Tree([], [[6]])])
     assert scores.shape == (2,)
     assert scores[1] == pytest.approx(alone.item(), abs=1e-5)
 

@@ -53,6 +53,7 @@ def test_the_first_policy_becomes_champion_and_answers(tracked, finish, data):
     assert champion.tags["prefline.git_commit"] == tracked.lineage.commit
     assert champion.tags["prefline.dataset_md5"].endswith(".dir")
     assert champion.tags["prefline.baseline_version"] == ""
+    assert champion.tags["prefline.method"] == "ppo"
     (entry,) = read_ledger(tracked.store, NAME)
     assert (entry.action, entry.version, entry.previous, entry.run) == ("promoted", "1", None, tracked.run_id)
     reply = ask(tracked.store, NAME, "How warm is the red lamp?", max_new_tokens=4)

@@ -7,7 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.training.estimators import AdaptiveKL, explained_variance, gae, kl_estimates, masked_mean, token_rewards, whiten
+from tasks.training.estimators import (
+    AdaptiveKL,
+    explained_variance,
+    gae,
+    group_advantages,
+    kl_estimate,
+    leave_one_out_advantages,
+    masked_mean,
+    token_rewards,
+    whiten,
+)
 
 MASK = torch.tensor([[1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
 
@@ -25,35 +35,38 @@ KL = 0.75 * math.log(3 / 2) - 0.25 * math.log(2)
 """KL(policy || reference) = 0.130812; the other way round it is 0.143841."""
 
 
-def test_k1_and_k3_have_the_kl_as_their_exact_mean():
-    k1, _, k3 = kl_estimates(POLICY.log(), REFERENCE.log())
-    assert (POLICY * k1).sum().item() == pytest.approx(KL, abs=1e-12)
-    assert (POLICY * k3).sum().item() == pytest.approx(KL, abs=1e-12)
+@pytest.mark.parametrize("kind", ["k1", "k3"])
+def test_k1_and_k3_have_the_kl_as_their_exact_mean(kind):
+    assert (POLICY * kl_estimate(POLICY.log(), REFERENCE.log(), kind)).sum().item() == pytest.approx(KL, abs=1e-12)
 
 
 def test_k2_is_biased_by_what_the_sum_says():
     # 1/2 (3/4 ln(3/2)^2 + 1/4 ln(2)^2) = 0.121707
-    _, k2, _ = kl_estimates(POLICY.log(), REFERENCE.log())
-    assert (POLICY * k2).sum().item() == pytest.approx(0.121707, abs=1e-6)
+    assert (POLICY * kl_estimate(POLICY.log(), REFERENCE.log(), "k2")).sum().item() == pytest.approx(0.121707, abs=1e-6)
 
 
 @given(st.floats(-30, 30), st.floats(-30, 30))
 def test_k3_is_never_negative(logprob, ref_logprob):
-    _, _, k3 = kl_estimates(torch.tensor(logprob, dtype=torch.float64), torch.tensor(ref_logprob, dtype=torch.float64))
-    assert k3.item() >= -1e-12
+    found = kl_estimate(torch.tensor(logprob, dtype=torch.float64), torch.tensor(ref_logprob, dtype=torch.float64), "k3")
+    assert found.item() >= -1e-12
 
 
-def test_k2_as_a_loss_has_the_gradient_of_the_kl_and_k1_has_none():
+def test_each_estimate_as_a_loss_has_the_gradient_that_its_docstring_names():
     logits = torch.tensor([0.3, -1.0, 0.8], dtype=torch.float64, requires_grad=True)
 
     def gradient(loss):
         return torch.autograd.grad(loss(logits.log_softmax(-1)), logits)[0]
 
-    exact = gradient(lambda logprobs: (logprobs.exp() * (logprobs - REFERENCE.log())).sum())
-    as_loss = [gradient(lambda logprobs, i=i: (logprobs.exp().detach() * kl_estimates(logprobs, REFERENCE.log())[i]).sum()) for i in (0, 1)]
-    torch.testing.assert_close(as_loss[1], exact)
-    torch.testing.assert_close(as_loss[0], torch.zeros_like(exact))
-    assert exact.abs().max() > 0.1
+    def as_loss(kind):
+        return gradient(lambda logprobs: (logprobs.exp().detach() * kl_estimate(logprobs, REFERENCE.log(), kind)).sum())
+
+    forward = gradient(lambda logprobs: (logprobs.exp() * (logprobs - REFERENCE.log())).sum())
+    backward = gradient(lambda logprobs: (REFERENCE * (REFERENCE.log() - logprobs)).sum())
+    torch.testing.assert_close(as_loss("k1"), torch.zeros_like(forward))
+    torch.testing.assert_close(as_loss("k2"), forward)
+    torch.testing.assert_close(as_loss("k3"), backward)
+    assert forward.abs().max() > 0.1
+    assert (forward - backward).abs().max() > 0.01
 
 
 # Means and whitening ----------------------------------------------------------------------------------------------
@@ -89,16 +102,21 @@ def test_whitening_equal_values_gives_zero_and_not_nan():
 def test_token_rewards_by_hand_put_the_score_at_the_last_real_token():
     logprobs = torch.tensor([[-1.0, -2.0, -3.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [-1.0, -1.0, -1.0, -1.0]])
     reference = torch.tensor([[-1.5, -2.0, -2.0, 0.0], [-2.0, 0.0, 0.0, 0.0], [-1.0, -1.0, -1.0, -3.0]])
-    found = token_rewards(torch.tensor([10.0, 20.0, 30.0]), logprobs, reference, MASK, beta=0.1)
+    found = token_rewards(torch.tensor([10.0, 20.0, 30.0]), logprobs - reference, MASK, beta=0.1)
     expected = [[-0.05, 0.0, 10.1, 0.0], [19.9, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 29.8]]
     torch.testing.assert_close(found, torch.tensor(expected))
 
 
 def test_a_rows_rewards_sum_to_its_score_less_beta_times_its_kl():
-    logprobs, reference = random_rows(2, "logprobs", "reference")
+    (kl,) = random_rows(2, "kl")
     scores = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-    found = token_rewards(scores, logprobs, reference, MASK.double(), beta=0.3)
-    torch.testing.assert_close(found.sum(1), scores - 0.3 * ((logprobs - reference) * MASK).sum(1))
+    found = token_rewards(scores, kl, MASK.double(), beta=0.3)
+    torch.testing.assert_close(found.sum(1), scores - 0.3 * (kl * MASK).sum(1))
+
+
+def test_a_row_without_tokens_gets_no_reward():
+    found = token_rewards(torch.tensor([7.0, 5.0]), torch.ones(2, 2), torch.tensor([[0.0, 0.0], [1.0, 0.0]]), beta=0.5)
+    assert found.tolist() == [[0.0, 0.0], [4.5, 0.0]]
 
 
 # Advantages -------------------------------------------------------------------------------------------------------
@@ -135,6 +153,62 @@ def test_gae_with_lambda_1_is_the_return_to_come_minus_the_value():
     torch.testing.assert_close(advantages, (to_come - values) * MASK)
 
 
+# Advantages by group --------------------------------------------------------------------------------------------------
+
+THERE = torch.ones(6, dtype=torch.bool)
+REWARDS = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])
+"""Two prompts of three answers each."""
+
+
+def test_leave_one_out_by_hand():
+    # 1 - (2 + 6) / 2, 2 - (1 + 6) / 2, 6 - (1 + 2) / 2; equal answers teach nothing
+    assert leave_one_out_advantages(REWARDS, THERE, 3).tolist() == [-3.0, -1.5, 4.5, 0.0, 0.0, 0.0]
+
+
+def test_group_advantages_by_hand():
+    # mean 3, squares 4 + 1 + 9 = 14 over n - 1 = 2: deviation sqrt(7) = 2.645751
+    assert group_advantages(REWARDS, THERE, 3, scale=False).tolist() == [-2.0, -1.0, 3.0, 0.0, 0.0, 0.0]
+    scaled = group_advantages(REWARDS, THERE, 3, scale=True)
+    assert scaled.tolist() == pytest.approx([-2 / 2.645751, -1 / 2.645751, 3 / 2.645751, 0, 0, 0], abs=1e-4)
+
+
+@given(st.lists(st.floats(-5, 5, width=32), min_size=4, max_size=4))
+def test_the_mean_of_all_is_the_leave_one_out_baseline_but_for_a_factor(rewards):
+    """R - mean of the others = n / (n - 1) (R - mean of all)."""
+    rewards, there = torch.tensor(rewards, dtype=torch.float64), torch.ones(4, dtype=torch.bool)
+    mine = leave_one_out_advantages(rewards, there, 4)
+    torch.testing.assert_close(mine, group_advantages(rewards, there, 4, scale=False) * 4 / 3)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_scaled_advantages_of_nearly_equal_answers_stay_small_and_those_of_others_do_not_depend_on_the_unit(unit):
+    found = group_advantages(REWARDS[:3] * unit, THERE[:3], 3, scale=True)
+    assert found.abs().max().item() < 0.04 if unit == 1e-6 else found[2].item() == pytest.approx(3 / 2.645751, abs=1e-3)
+
+
+ADVANTAGES = {
+    "rloo": leave_one_out_advantages,
+    "grpo": lambda *given: group_advantages(*given, scale=True),
+    "grpo, not scaled": lambda *given: group_advantages(*given, scale=False),
+}
+
+
+@pytest.mark.parametrize("advantages", ADVANTAGES.values(), ids=ADVANTAGES)
+def test_a_row_without_tokens_does_not_shift_the_baseline(advantages):
+    rewards = torch.tensor([1.0, 2.0, 6.0, -99.0])
+    found = advantages(rewards, torch.tensor([True, True, True, False]), 4)
+    assert found.tolist() == pytest.approx([*advantages(rewards[:3], THERE[:3], 3).tolist(), 0.0])
+    alone = torch.tensor([False, True, False, False])
+    assert advantages(rewards, alone, 4).tolist() == [0.0] * 4  # nobody to compare with
+
+
+@pytest.mark.parametrize("advantages", ADVANTAGES.values(), ids=ADVANTAGES)
+@pytest.mark.parametrize("group", [1, 4])
+def test_a_group_of_one_or_a_broken_one_is_refused(advantages, group):
+    with pytest.raises(ValueError, match=f"6 rewards in groups of {group}"):
+        advantages(REWARDS, THERE, group)
+
+
 # Padding ----------------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +218,7 @@ def test_gae_with_lambda_1_is_the_return_to_come_minus_the_value():
         lambda x, y, mask: masked_mean(x, mask),
         lambda x, y, mask: whiten(x, mask),
         lambda x, y, mask: whiten(x, mask, keep_mean=True),
-        lambda x, y, mask: token_rewards(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), x, y, mask, 0.1),
+        lambda x, y, mask: token_rewards(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), x, mask, 0.1),
         lambda x, y, mask: torch.stack(gae(x, y, mask)),
         lambda x, y, mask: torch.tensor(explained_variance(x, y, mask)),
     ],

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,22 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import PreflineError
-from tasks.training.batches import microbatches
 from tasks.training.checkpoint import read_checkpoint
-from tasks.training.loop import accumulate, fit, learning_rate, order_of_epoch
+from tasks.training.loop import Validation, accumulate, fit, learning_rate, order_of_epoch
 from tasks.training.models import RewardModel
+from tasks.training.processes import Processes
 from tasks.training.reward_model import Group, group_loss
 from tasks.training.sft import SFTRow, sft_loss
-from tasks.training_config import FitConfig
+from tasks.training_config import ComputeConfig, FitConfig
 
 ROOT = Path(__file__).parents[3]
 EOS = 1
+ALONE = Processes(ComputeConfig())
 SFT_ROWS = [
     SFTRow([3, *range(10, 10 + n), 4], [*range(50, 50 + m), EOS])
     for n, m in [(1, 1), (9, 2), (2, 12), (5, 5), (3, 1), (7, 7), (1, 3), (4, 9)]
 ]
 GROUPS = [
-    Group([[3, 40 + n, 4, 60, EOS], [3, 40 + n, 4, *range(70, 70 + n), EOS], [3, 40 + n, 4, 99, 98, EOS]], pairs)
+    Group([3, 40 + n, 4], [[60, EOS], [*range(70, 70 + n), EOS], [99, 98, EOS]], pairs)
     for n, pairs in enumerate([[(0, 1)], [(0, 1), (0, 2), (1, 2)], [(2, 0)], [(1, 0), (1, 2)], [(0, 1), (0, 2), (1, 2)]], start=1)
 ]
 
@@ -59,43 +59,11 @@ def test_a_date_will_do_as_a_seed(seed):
     assert sorted(order_of_epoch(10, seed, 3)) == list(range(10))
 
 
-# Batches -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Length:
-    tokens: int
-    weight: float = 1.0
-
-    @property
-    def width(self):
-        return self.tokens
-
-
-@given(lengths=st.lists(st.integers(1, 50), max_size=40), budget=st.integers(1, 300))
-def test_microbatches_hold_every_row_once_and_keep_to_the_budget(lengths, budget):
-    batches = list(microbatches([Length(n) for n in lengths], budget))
-    assert sorted(row.tokens for batch in batches for row in batch) == sorted(lengths)
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(row.tokens for row in batch) <= budget
-
-
-@given(
-    shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 30)), min_size=1, max_size=20),
-    budget=st.integers(30, 400),
-)
-def test_microbatches_of_groups_keep_to_the_budget_as_one_rectangle(shapes, budget):
-    groups = [Group([[7] * longest] * texts, [(0, 0)]) for texts, longest in shapes]
-    for batch in microbatches(groups, budget):
-        texts = [text for group in batch for text in group.texts]
-        assert len(batch) == 1 or len(texts) * max(map(len, texts)) <= budget
-
-
 # Accumulation --------------------------------------------------------------------------------------------------------
 
 
 def gradient_of(model, rows, loss, tokens_at_once, clip=1e9):
-    mean, norm = accumulate(model, rows, loss, FitConfig(tokens_at_once=tokens_at_once, clip_gradient=clip))
+    mean, norm = accumulate(model, rows, loss, FitConfig(tokens_at_once=tokens_at_once, clip_gradient=clip), ALONE)
     return mean, norm, [parameter.grad.clone() for parameter in model.parameters()]
 
 
@@ -151,6 +119,12 @@ def test_the_gradient_is_clipped_by_its_norm_and_the_norm_before_is_told(llama):
 )
 def test_learning_rate_by_hand(step, share):
     assert learning_rate(step, 20, FitConfig(learning_rate=0.01, warmup=0.1)) == pytest.approx(0.01 * share)
+
+
+@pytest.mark.parametrize(("schedule", "shares"), [("linear", [1.0, 0.75, 0.5, 0.25]), ("constant", [1.0] * 4)])
+def test_other_schedules_by_hand(schedule, shares):
+    config = FitConfig(learning_rate=0.01, warmup=0.0, schedule=schedule)
+    assert [learning_rate(step, 4, config) for step in range(4)] == pytest.approx([0.01 * share for share in shares])
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5, 1.0])
@@ -213,7 +187,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_spoils_the_weights(ll
         run(llama, tmp_path, loss=loss)
     assert "learning_rate" in caught.value.advice
     assert all(parameter.isfinite().all() for parameter in llama.parameters())
-    assert read_checkpoint(tmp_path)["step"] == 3
+    assert read_checkpoint(tmp_path)["fitted"]["step"] == 3
 
 
 def test_a_finite_loss_with_an_endless_gradient_stops_the_run_too(llama, tmp_path):
@@ -223,6 +197,76 @@ def test_a_finite_loss_with_an_endless_gradient_stops_the_run_too(llama, tmp_pat
     with pytest.raises(PreflineError, match=r"Step 1 of 12: loss \d.*gradient norm nan"):
         run(llama, tmp_path, loss=loss)
     assert all(parameter.isfinite().all() for parameter in llama.parameters())
+
+
+# Looks ---------------------------------------------------------------------------------------------------------------
+
+
+def looked(model, folder, seen, metric="", higher_is_better=True, stop=lambda looks: False, report=silent, **config):
+    """Fit with looks that find what `seen` says, one after the other; returns what fit found, and where it looked."""
+    at = []
+
+    def measure(whole, share):
+        assert not whole.training
+        at.append((share, copy.deepcopy(whole.state_dict())))
+        return {"quality": seen[round(share * config["looks"]) - 1], "note": ["any", "thing"]}
+
+    validation = Validation(measure, metric, higher_is_better, stop)
+    settings = FitConfig(**({"epochs": 3, "batch": 2, "learning_rate": 1e-2, "checkpoint_seconds": 0} | config))
+    return fit(model, SFT_ROWS, sft_loss, settings, seed=5, checkpoints=folder, report=report, validation=validation), at
+
+
+def same(model, weights):
+    return all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_looks_are_spread_evenly_and_told_with_their_step(llama, tmp_path):
+    told = {}
+    found, at = looked(
+        llama, tmp_path, [0.1, 0.3, 0.2, 0.4], report=lambda done, total, **m: told.update({done: m.get("quality")}), looks=4
+    )
+    assert [share for share, _ in at] == [0.25, 0.5, 0.75, 1.0]
+    assert {step: value for step, value in told.items() if value is not None} == {3: 0.1, 6: 0.3, 9: 0.2, 12: 0.4}
+    assert found.looks == [{"quality": value, "note": ["any", "thing"]} for value in (0.1, 0.3, 0.2, 0.4)]
+    assert same(llama, at[-1][1])
+
+
+@pytest.mark.parametrize(("higher", "best"), [(True, 1), (False, 2)])
+def test_the_weights_of_the_best_look_are_kept(llama, tmp_path, higher, best):
+    found, at = looked(llama, tmp_path, [0.2, 0.5, 0.1, 0.3], "quality", higher, looks=4)
+    assert found.best_look == best
+    assert same(llama, at[best][1])
+    assert not same(llama, at[-1][1])
+
+
+def test_of_equal_looks_the_later_is_kept(llama, tmp_path):
+    found, _ = looked(llama, tmp_path, [0.5, 0.5, 0.1, 0.5], "quality", looks=4)
+    assert found.best_look == 3
+
+
+def test_patience_ends_training_after_so_many_looks_without_a_better_one(llama, tmp_path):
+    found, at = looked(llama, tmp_path, [0.2, 0.5, 0.4, 0.3, 0.9, 1.0], "quality", looks=6, patience=2)
+    assert (found.step, len(at), found.best_look) == (8, 4, 1)
+    assert same(llama, at[1][1])
+    again, more = looked(llama, tmp_path, [0.0] * 6, "quality", looks=6, patience=2)  # resumed, it doesn't go on either
+    assert (again.step, more) == (8, [])
+
+
+def test_a_reason_to_stop_ends_training(llama, tmp_path):
+    found, _ = looked(llama, tmp_path, [0.2, 7.0, 0.4], stop=lambda looks: looks[-1]["quality"] > 5, looks=3)
+    assert found.step == 8
+
+
+@pytest.mark.parametrize("kill", [1, 5, 8, 11])
+def test_a_resumed_run_remembers_its_looks_and_its_best(llama, tmp_path, kill):
+    start = copy.deepcopy(llama)
+    unbroken, _ = looked(llama, tmp_path / "unbroken", [0.2, 0.9, 0.1], "quality", looks=3)
+    resumed = copy.deepcopy(start)
+    with pytest.raises(Killed):
+        looked(copy.deepcopy(start), tmp_path / "broken", [0.2, 0.9, 0.1], "quality", looks=3, report=kill_after(kill))
+    found, _ = looked(resumed, tmp_path / "broken", [0.2, 0.9, 0.1], "quality", looks=3)
+    assert (found.looks, found.best_look, found.step) == (unbroken.looks, unbroken.best_look, 12)
+    assert equal(resumed, llama)
 
 
 # Resuming ------------------------------------------------------------------------------------------------------------
@@ -296,7 +340,7 @@ def test_a_process_killed_with_sigkill_and_resumed_is_the_unbroken_run(policy_fo
             break
     assert child.wait() == -signal.SIGKILL
     child.stdout.close()
-    assert 0 < read_checkpoint(tmp_path / "broken")["step"] < 24
+    assert 0 < read_checkpoint(tmp_path / "broken")["fitted"]["step"] < 24
     assert equal(run(load_policy(policy_folder), tmp_path / "broken", **settings), unbroken)
 
 

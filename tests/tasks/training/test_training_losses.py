@@ -1,5 +1,6 @@
 """Losses against numbers worked out by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.training.losses import bradley_terry_loss, clipped_value_loss, ppo_policy_loss, token_logprobs
+from tasks.training.losses import (
+    bradley_terry_loss,
+    clipped_value_loss,
+    dpo_loss,
+    ipo_loss,
+    ppo_policy_loss,
+    rao_kupper_loss,
+    token_logprobs,
+)
 
 
 def test_bradley_terry_by_hand():
@@ -28,6 +37,57 @@ def test_bradley_terry_pushes_apart_by_the_chance_of_error():
     bradley_terry_loss(chosen, rejected).sum().backward()
     assert chosen.grad.item() == pytest.approx(-0.268941, abs=1e-6)
     assert rejected.grad.item() == pytest.approx(0.268941, abs=1e-6)
+
+
+def test_bradley_terry_with_smoothed_labels_by_hand():
+    # lead 2: 0.8 * 0.126928 + 0.2 * 2.126928; with a margin of 2 the lead is 0: ln 2 whichever label is right
+    chosen, rejected = torch.tensor([3.0, 3.0]), torch.tensor([1.0, 1.0])
+    loss = bradley_terry_loss(chosen, rejected, margin=torch.tensor([0.0, 2.0]), label_smoothing=0.2)
+    assert loss.tolist() == pytest.approx([0.526928, math.log(2)], abs=1e-6)
+
+
+def test_smoothed_labels_are_best_explained_by_their_own_odds():
+    lead = torch.tensor([math.log(0.9 / 0.1)], requires_grad=True)  # sigmoid of it is 0.9
+    bradley_terry_loss(lead, torch.zeros(1), label_smoothing=0.1).sum().backward()
+    assert lead.grad.item() == pytest.approx(0, abs=1e-6)
+
+
+def rao_kupper(first, second, tied, eta, **rest):
+    rewards = torch.tensor([[first], [second]], dtype=torch.float64)
+    return rao_kupper_loss(*rewards, torch.tensor([tied]), torch.tensor(eta, dtype=torch.float64), **rest).item()
+
+
+def test_rao_kupper_by_hand():
+    # worth 2 and 1, theta 1.5: P(win) = 2 / 3.5 = 4/7, P(loss) = 1 / (1 + 3) = 1/4, P(tie) = 1.25 * 2 / (3.5 * 4) = 5/28
+    first, second, eta = math.log(2), 0.0, math.log(1.5)
+    assert rao_kupper(first, second, False, eta) == pytest.approx(-math.log(4 / 7), abs=1e-6)
+    assert rao_kupper(second, first, False, eta) == pytest.approx(-math.log(1 / 4), abs=1e-6)
+    assert rao_kupper(first, second, True, eta) == pytest.approx(-math.log(5 / 28), abs=1e-6)
+
+
+@given(first=st.floats(-8, 8), second=st.floats(-8, 8), eta=st.floats(1e-3, 5))
+def test_rao_kuppers_three_outcomes_sum_to_1(first, second, eta):
+    chances = [rao_kupper(first, second, False, eta), rao_kupper(second, first, False, eta), rao_kupper(first, second, True, eta)]
+    assert sum(math.exp(-loss) for loss in chances) == pytest.approx(1)
+    assert rao_kupper(second, first, True, eta) == pytest.approx(chances[2])
+
+
+def test_rao_kupper_without_width_is_bradley_terry_and_ties_become_impossible():
+    plain = bradley_terry_loss(torch.tensor([1.5]), torch.tensor([0.2]), 0.3, 0.1).item()
+    assert rao_kupper(1.5, 0.2, False, 0.0, margin=0.3, label_smoothing=0.1) == pytest.approx(plain, abs=1e-6)
+    assert 13 < rao_kupper(0, 0, True, 0.0) < math.inf  # finite, so that its gradient is too
+
+
+def test_rao_kupper_with_smoothed_labels_by_hand():
+    # P(win) 4/7 and P(loss) 1/4 as above
+    found = rao_kupper(math.log(2), 0.0, False, math.log(1.5), label_smoothing=0.25)
+    assert found == pytest.approx(-0.75 * math.log(4 / 7) - 0.25 * math.log(1 / 4), abs=1e-6)
+
+
+def test_rao_kuppers_slopes_against_numeric_ones():
+    inputs = [torch.tensor(values, dtype=torch.float64, requires_grad=True) for values in ([0.3, -1.0, 2.0], [0.1, 0.5, -2.0], 0.7)]
+    tied = torch.tensor([True, False, True])
+    assert torch.autograd.gradcheck(lambda chosen, rejected, eta: rao_kupper_loss(chosen, rejected, tied, eta, 0.2, 0.1), inputs)
 
 
 def test_bradley_terry_stays_finite_where_sigmoid_underflows():
@@ -123,3 +183,78 @@ def test_token_logprobs_of_half_precision_logits_are_normalised_in_fp32():
     assert found.dtype == torch.float32
     # bf16 keeps three digits, which would be off by about 0.03 here
     assert found.item() == pytest.approx(logits.double().log_softmax(-1)[0, 999].item(), abs=1e-5)
+
+
+# Preferences without a reward model: policy_chosen, policy_rejected, reference_chosen, reference_rejected
+
+
+PREFERRED = [(-1.0, -4.0, -2.0, -3.0), (-5.0, -2.0, -3.0, -3.0)]  # log-ratios apart by 1 - (-1) = 2 and by -2 - 1 = -3
+
+
+def columns(rows):
+    return torch.tensor(rows, dtype=torch.float64).unbind(1)
+
+
+@pytest.mark.parametrize(
+    ("beta", "smoothing", "losses"),
+    [  # -ln sigmoid(1) = 0.313262, -ln sigmoid(-1) = 1.313262; -ln sigmoid(-1.5) = 1.701413, -ln sigmoid(1.5) = 0.201413
+        (0.5, 0.0, [0.313262, 1.701413]),
+        (0.5, 0.1, [0.413262, 1.551413]),  # 0.9 * 0.313262 + 0.1 * 1.313262; 0.9 * 1.701413 + 0.1 * 0.201413
+        (1.0, 0.0, [0.126928, 3.048587]),  # -ln sigmoid(2), -ln sigmoid(-3)
+    ],
+)
+def test_dpo_by_hand(beta, smoothing, losses):
+    assert dpo_loss(*columns(PREFERRED), beta, smoothing).tolist() == pytest.approx(losses, abs=1e-6)
+
+
+def test_ipo_by_hand():
+    # beta 0.25 asks for a log-ratio of 2: met by the first pair, missed by 5 by the second; beta 0.5 for 1
+    assert ipo_loss(*columns(PREFERRED), 0.25).tolist() == pytest.approx([0.0, 25.0])
+    assert ipo_loss(*columns(PREFERRED), 0.5).tolist() == pytest.approx([1.0, 16.0])
+
+
+def test_dpo_of_a_policy_that_is_its_reference_is_ln_2_whatever_beta_is():
+    same = columns([(-7.0, -3.0, -7.0, -3.0)])
+    for beta, smoothing in [(0.1, 0.0), (3.0, 0.0), (0.1, 0.3)]:
+        assert dpo_loss(*same, beta, smoothing).item() == pytest.approx(math.log(2), abs=1e-12)
+
+
+def test_dpo_stays_finite_where_sigmoid_underflows():
+    far = columns([(-2000.0, 0.0, 0.0, -2000.0)])
+    assert dpo_loss(*far, 1.0).item() == pytest.approx(4000.0)
+
+
+@pytest.mark.parametrize("loss", [lambda *given: dpo_loss(*given, 0.3, 0.2), lambda *given: ipo_loss(*given, 0.3)])
+def test_gradients_of_preference_losses_are_those_of_finite_differences(loss):
+    given = [column.requires_grad_() for column in columns(PREFERRED)]
+    assert torch.autograd.gradcheck(loss, given)
+
+
+@pytest.mark.parametrize("beta", [0.5, 2.0])
+def test_the_optimum_of_dpo_on_a_table_is_the_reference_tilted_by_the_reward(beta):
+    # All ordered pairs of four answers, each as often as Bradley and Terry have it: the loss of endless data
+    reference = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()
+    reward = torch.tensor([-1.0, 0.5, 0.0, 2.0], dtype=torch.float64)
+    better, worse = torch.tensor(list(itertools.permutations(range(4), 2))).T
+    often = torch.sigmoid(reward[better] - reward[worse])
+
+    def expected(logits):
+        policy = logits.log_softmax(0)
+        return (often * dpo_loss(policy[better], policy[worse], reference[better], reference[worse], beta)).sum()
+
+    optimum = (reference + reward / beta).log_softmax(0).requires_grad_()
+    (slope,) = torch.autograd.grad(expected(optimum), optimum)
+    assert slope.abs().max() < 1e-12
+    logits = reference.clone().requires_grad_()
+    (start,) = torch.autograd.grad(expected(logits), logits)
+    assert start.abs().max() > 0.1
+    search = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe")
+
+    def step():
+        search.zero_grad()
+        loss = expected(logits)
+        loss.backward()
+        return loss
+
+    search.step(step)
+    torch.testing.assert_close(logits.log_softmax(0), optimum, atol=1e-6, rtol=0)

@@ -1,185 +1,71 @@
-"""The base model from every kind of source, and what is said where a source is no good."""
+"""Models on disk and in memory: saving and loading, memory traded for time, and layers that stay as they are."""
 
+import copy
 import errno
-import json
-import shutil
 
-import gguf
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tasks.config import TinyConfig
 from tasks.errors import ConfigError
-from tasks.training.base import TEMPLATE, build_base, tiny_llama
-from tasks.training.models import context_of, describe, load_policy, save, tokenizer_fingerprint
+from tasks.training.base import train_tokenizer
+from tasks.training.logprobs import tree_logprobs
+from tasks.training.models import (
+    RewardModel,
+    context_of,
+    describe,
+    freeze_lower,
+    load_policy,
+    reference_sharing,
+    save,
+    tokenizer_fingerprint,
+    with_checkpointing,
+)
+from tasks.training.trees import Tree
+from tasks.training_config import ComputeConfig
 
-TINY = TinyConfig(layers=1, width=16, feed_forward=24, heads=2, vocabulary=300, context=64)
-TEXTS = ["How warm is the red lamp?", "The red lamp is warm."]
+TREES = [Tree([3, 4, 5], [[6, 7, 1], [8, 1]]), Tree([9, 3], [[5, 5, 4, 1]])]
+CHECKPOINTING = ComputeConfig(gradient_checkpointing=True)
 
 
-def logits(model, tokens=((3, 76, 77, 1), (4, 100, 101, 102))):
+def logits(model, tokens=((3, 6, 7, 1), (4, 10, 11, 2))):
     with torch.no_grad():
         return model(input_ids=torch.tensor(tokens)).logits
 
 
-def build(source):
-    return build_base(str(source), TINY, TEXTS, seed=0)
+@pytest.fixture
+def make_deep():
+    """make_deep(tied) -> a Llama of three blocks that knows 12 tokens."""
+
+    def make(tied):
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 12, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+        return LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2, eos_token_id=1, bos_token_id=None, tie_word_embeddings=tied))
+
+    return make
 
 
-# From nothing --------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def gpt2():
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=12, n_embd=16, n_layer=2, n_head=2, n_positions=33, bos_token_id=1, eos_token_id=1))
 
 
-def test_tiny_llama_depends_on_its_seed_alone(tokenizer):
-    first = tiny_llama(TINY, tokenizer, seed=7)
-    torch.rand(3)
-    assert torch.equal(logits(first), logits(tiny_llama(TINY, tokenizer, seed=7)))
-    assert not torch.equal(logits(first), logits(tiny_llama(TINY, tokenizer, seed=8)))
+# On disk -----------------------------------------------------------------------------------------------------------
 
 
-def test_tiny_llama_has_the_shape_asked_for():
-    model, tokenizer = build("tiny-llama")
-    assert len(tokenizer) <= 300
-    width, feed_forward, vocabulary = 16, 24, len(tokenizer)
-    layer = 4 * width * width + 3 * width * feed_forward + 2 * width
-    assert describe(model) == {
-        "architecture": "LlamaForCausalLM",
-        "parameters": vocabulary * width + layer + width,  # the head is the embedding again
-        "context": 64,
-        "vocabulary": vocabulary,
-    }
-
-
-def test_pad_and_eos_of_the_tiny_tokenizer_are_tokens_of_their_own(tokenizer):
-    assert tokenizer.pad_token_id != tokenizer.eos_token_id
-    assert tokenizer("<|user|><|assistant|><|end|>")["input_ids"] == [3, 4, tokenizer.eos_token_id]
-    assert tokenizer.bos_token_id is None
-
-
-@given(text=st.text(st.characters(exclude_categories=["Cs"])))
-def test_no_text_is_unknown_to_the_tiny_tokenizer(tokenizer, text):
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
-
-
-# From a folder -------------------------------------------------------------------------------------------------------
-
-
-def test_a_saved_model_comes_back_with_equal_logits(llama, tokenizer, policy_folder):
-    expected = logits(llama)
-    assert torch.equal(logits(load_policy(policy_folder)), expected)
-    model, loaded = build(policy_folder)
-    assert torch.equal(logits(model), expected)
-    assert loaded("The red lamp")["input_ids"] == tokenizer("The red lamp")["input_ids"]
-    assert loaded.chat_template == tokenizer.chat_template
-    assert loaded.padding_side == "left"
+def test_a_saved_model_comes_back_with_equal_logits(llama, policy_folder):
+    assert torch.equal(logits(load_policy(policy_folder)), logits(llama))
 
 
 def test_weights_are_saved_as_safetensors_and_nothing_that_can_run_code(policy_folder):
     assert {path.suffix for path in policy_folder.iterdir()} == {".json", ".safetensors", ".jinja"}
 
 
-def test_a_half_precision_folder_is_read_in_fp32(llama, tokenizer, tmp_path):
+def test_a_half_precision_folder_is_loaded_in_fp32(llama, tokenizer, tmp_path):
     save(llama.to(torch.bfloat16), tokenizer, tmp_path)
-    assert {parameter.dtype for parameter in build(tmp_path)[0].parameters()} == {torch.float32}
     assert {parameter.dtype for parameter in load_policy(tmp_path).parameters()} == {torch.float32}
-
-
-def folder_with_tokenizer(llama, tokenizer, folder, **special):
-    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **special)
-    save(llama, bare, folder)
-    return folder
-
-
-def test_a_tokenizer_without_pad_and_template_is_given_both(llama, tokenizer, tmp_path):
-    _, found = build(folder_with_tokenizer(llama, tokenizer, tmp_path, eos_token="<|end|>"))
-    assert found.pad_token == "<|end|>"
-    assert found.chat_template == TEMPLATE
-
-
-def test_a_tokenizer_without_eos_is_refused(llama, tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match="end-of-sequence"):
-        build(folder_with_tokenizer(llama, tokenizer, tmp_path, pad_token="<|pad|>"))
-
-
-def test_a_tokenizer_that_knows_more_tokens_than_the_model_is_refused(make_llama, tokenizer, tmp_path):
-    save(make_llama(tokenizer.vocab_size - 1), tokenizer, tmp_path)
-    with pytest.raises(ConfigError, match=f"embeddings for {tokenizer.vocab_size - 1} tokens, its tokenizer knows {tokenizer.vocab_size}"):
-        build(tmp_path)
-
-
-def test_tokens_added_to_a_tokenizer_get_embeddings_and_change_no_others(llama, tokenizer, tmp_path):
-    larger = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|end|>", pad_token="[PAD]")
-    save(llama, larger, tmp_path)
-    model, found = build(tmp_path)
-    assert model.get_input_embeddings().num_embeddings == model.config.vocab_size == len(found) == len(tokenizer) + 1
-    assert torch.equal(logits(model)[..., : len(tokenizer)], logits(llama))
-    assert torch.equal(logits(model), logits(build(tmp_path)[0]))
-
-
-def to_pickle(folder):
-    (folder / "model.safetensors").unlink()
-    torch.save({}, folder / "pytorch_model.bin")
-
-
-def without_a_weight(folder):
-    weights = load_file(folder / "model.safetensors")
-    del weights["model.layers.0.mlp.up_proj.weight"]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def with_config(folder, **changes):
-    config = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-BROKEN = {
-    "weights as pickle only": (to_pickle, "no file named model.safetensors"),
-    "weights cut off": (
-        lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000]),
-        "loaded",
-    ),
-    "weights empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "loaded"),
-    "a weight missing": (without_a_weight, r"lacks weights .*layers\.0\.mlp\.up_proj"),
-    "weights of another shape": (lambda folder: with_config(folder, hidden_size=32), "loaded"),
-    "config not JSON": (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
-    "config of an unknown kind": (lambda folder: with_config(folder, model_type="nonesuch"), "nonesuch"),
-    "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json"),
-    "tokenizer cut off": (lambda folder: (folder / "tokenizer.json").write_text("{"), "loaded"),
-    "no tokenizer": (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], "tokenizer"),
-}
-
-
-@pytest.mark.parametrize(("breaks", "says"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_folder_is_refused_with_its_name(policy_folder, breaks, says):
-    breaks(policy_folder)
-    with pytest.raises(ConfigError, match=says) as caught:
-        build(policy_folder)
-    assert policy_folder.name in caught.value.what
-    assert caught.value.advice
-
-
-def test_code_that_a_model_brings_is_never_run(policy_folder, tmp_path):
-    with_config(policy_folder, model_type="theirs", auto_map={"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"})
-    (policy_folder / "theirs.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w')\n")
-    with pytest.raises(ConfigError, match="custom code"):
-        build(policy_folder)
-    assert not (tmp_path / "it ran").exists()
-
-
-@pytest.mark.parametrize(
-    "source", ["/no/such/folder", "./nowhere", "~/nowhere-at-all", "a/b/c", "nowhere", "nobody/nothing", "no/such.gguf"]
-)
-def test_a_model_that_does_not_exist_is_named(source):
-    with pytest.raises(ConfigError, match=r"^model: ") as caught:
-        build(source)
-    assert source.strip("./~") in caught.value.what
-    assert caught.value.advice
 
 
 def test_a_full_disk_while_saving_is_an_os_error(llama, tokenizer, tmp_path, monkeypatch):
@@ -193,107 +79,112 @@ def test_a_full_disk_while_saving_is_an_os_error(llama, tokenizer, tmp_path, mon
 
 
 def test_the_fingerprint_tells_vocabularies_apart(llama, tokenizer, tmp_path):
-    from tasks.training.base import train_tokenizer
-
     for name, kind in {"one": tokenizer, "same": tokenizer, "other": train_tokenizer(["blue kettle"] * 9, 290)}.items():
         save(llama, kind, tmp_path / name)
     one, same, other = (tokenizer_fingerprint(tmp_path / name) for name in ("one", "same", "other"))
     assert one == same != other
 
 
-def test_the_context_is_read_under_either_of_its_names(make_llama):
+def test_the_context_is_read_under_either_of_its_names(make_llama, gpt2):
     assert context_of(make_llama(5, context=77)) == 77
+    assert context_of(gpt2) == 33
 
 
-# From GGUF -----------------------------------------------------------------------------------------------------------
-
-GGUF_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "model.layers.0.input_layernorm": "blk.0.attn_norm",
-    "model.layers.0.self_attn.q_proj": "blk.0.attn_q",
-    "model.layers.0.self_attn.k_proj": "blk.0.attn_k",
-    "model.layers.0.self_attn.v_proj": "blk.0.attn_v",
-    "model.layers.0.self_attn.o_proj": "blk.0.attn_output",
-    "model.layers.0.post_attention_layernorm": "blk.0.ffn_norm",
-    "model.layers.0.mlp.gate_proj": "blk.0.ffn_gate",
-    "model.layers.0.mlp.up_proj": "blk.0.ffn_up",
-    "model.layers.0.mlp.down_proj": "blk.0.ffn_down",
-}
+def test_a_description_counts_a_tied_head_once(make_deep):
+    block = 4 * 16 * 16 + 3 * 16 * 32 + 2 * 16
+    for tied, heads in ((True, 0), (False, 1)):
+        assert describe(make_deep(tied))["parameters"] == 12 * 16 + 3 * block + 16 + heads * 12 * 16
 
 
-def write_gguf(path, model, tokenizer):
-    """A Llama in F32 as llama.cpp lays it out: the halves of each rotary pair interleaved, the vocabulary as a list."""
-    config, heads = model.config, model.config.num_attention_heads
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
-    trained = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    tokens = sorted(trained["vocab"], key=trained["vocab"].get)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL if token.startswith("<|") else gguf.TokenType.NORMAL for token in tokens])
-    writer.add_token_merges([" ".join(merge) for merge in trained["merges"]])
-    writer.add_eos_token_id(tokenizer.eos_token_id)
-    for name, weight in model.state_dict().items():
-        array = weight.numpy()
-        if "q_proj" in name or "k_proj" in name:
-            array = np.ascontiguousarray(array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape))
-        if not name.startswith("lm_head"):  # tied to the embedding
-            writer.add_tensor(f"{GGUF_NAMES[name.removesuffix('.weight')]}.weight", array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+# Gradient checkpointing --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def gguf_file(tokenizer, tmp_path):
-    model = tiny_llama(TINY, tokenizer, seed=0)
-    write_gguf(tmp_path / "tiny.gguf", model, tokenizer)
-    return tmp_path / "tiny.gguf", model
+def gradients(model, loss):
+    """By parameter, and how often a block was worked through, forward and again while going backward."""
+    calls = []
+    layers = (model.body if isinstance(model, RewardModel) else model).base_model.layers
+    for layer in layers:
+        layer.self_attn.register_forward_hook(lambda *_: calls.append(1))
+    model.train()
+    loss(model).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}, len(calls)
 
 
-def test_a_gguf_file_gives_its_model_and_tokenizer(gguf_file, tokenizer):
-    path, original = gguf_file
-    model, found = build(path)
-    torch.testing.assert_close(logits(model)[..., : len(tokenizer)], logits(original))
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert not hasattr(model.config, "quantization_config")
-    text = "<|user|>How warm is the blue lamp?<|assistant|>Very.<|end|>"
-    assert found(text, add_special_tokens=False)["input_ids"] == tokenizer(text)["input_ids"]
-    assert (found.eos_token, found.pad_token, found.chat_template) == ("<|end|>", "<|end|>", TEMPLATE)
+def policy_loss(model):
+    return -tree_logprobs(model, TREES, 1.0)[0].sum()
 
 
-def test_a_model_from_gguf_can_be_trained_saved_and_loaded_again(gguf_file, tmp_path):
-    model, tokenizer = build(gguf_file[0])
-    before = logits(model)
-    model(input_ids=torch.tensor([[3, 4, 5]])).logits.logsumexp(-1).sum().backward()
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
-    assert not torch.equal(logits(model), before)
-    save(model, tokenizer, tmp_path / "saved")
-    assert torch.equal(logits(load_policy(tmp_path / "saved")), logits(model))
-    assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+def reward_loss(model):
+    return model(TREES).square().sum()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.99])
-def test_a_gguf_file_that_was_cut_off_is_refused(gguf_file, share):
-    path, _ = gguf_file
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ConfigError, match=r"tiny\.gguf can't be read as GGUF"):
-        build(path)
+@pytest.mark.parametrize("loss", [policy_loss, reward_loss])
+def test_checkpointing_gives_the_same_gradients_in_two_passes_through_each_block(make_deep, tokenizer, tmp_path, loss):
+    model = make_deep(tied=True)
+    if loss is reward_loss:
+        save(model, tokenizer, tmp_path)
+        model = RewardModel.from_policy(tmp_path, seed=0)
+    plain, once = gradients(with_checkpointing(copy.deepcopy(model), ComputeConfig()), loss)
+    found, twice = gradients(with_checkpointing(model, CHECKPOINTING), loss)
+    assert (once, twice) == (3, 6)
+    assert plain.keys() == found.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-6)
+        assert gradient.abs().max() > 0
 
 
-def test_a_file_that_is_no_gguf_is_refused(tmp_path, policy_folder):
-    shutil.copy(policy_folder / "model.safetensors", tmp_path / "wrong.gguf")
-    with pytest.raises(ConfigError, match=r"wrong\.gguf can't be read as GGUF"):
-        build(tmp_path / "wrong.gguf")
+# Frozen layers -----------------------------------------------------------------------------------------------------
+
+
+def trained(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def of_blocks(model, *numbers):
+    return {name for name, _ in model.named_parameters() if any(f".{number}." in name for number in numbers)}
+
+
+@pytest.mark.parametrize(("tied", "head"), [(True, set()), (False, {"lm_head.weight"})])
+def test_embeddings_and_lower_blocks_are_frozen_and_a_tied_head_with_them(make_deep, tied, head):
+    model = make_deep(tied)
+    everything = trained(model)
+    freeze_lower(model, 0)
+    assert trained(model) == everything
+    freeze_lower(model, 2)
+    assert trained(model) == of_blocks(model, 2) | {"model.norm.weight"} | head
+    freeze_lower(model, 3)
+    assert trained(model) == {"model.norm.weight"} | head
+
+
+def test_embeddings_of_positions_are_frozen_too(gpt2):
+    freeze_lower(gpt2, 1)
+    assert trained(gpt2) == of_blocks(gpt2, 1) | {"transformer.ln_f.weight", "transformer.ln_f.bias"}
+
+
+def test_more_layers_to_freeze_than_there_are_is_refused(make_deep):
+    with pytest.raises(ConfigError, match=r"policy\.frozen_layers: 4, but the model has 3 layers"):
+        freeze_lower(make_deep(tied=True), 4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_a_reference_shares_what_is_frozen_and_stays_what_it_is(make_deep, tied, frozen):
+    policy = make_deep(tied)
+    freeze_lower(policy, frozen)
+    reference = reference_sharing(policy)
+    theirs = dict(reference.named_parameters())
+    for name, parameter in policy.named_parameters():
+        assert (theirs[name].data_ptr() == parameter.data_ptr()) == (not parameter.requires_grad)
+    for name, buffer in policy.named_buffers():
+        assert dict(reference.named_buffers())[name].data_ptr() == buffer.data_ptr()
+    assert trained(reference) == set()
+    assert not reference.training
+    before = logits(policy)
+    assert torch.equal(logits(reference), before)
+    optimizer = torch.optim.AdamW([parameter for parameter in policy.parameters() if parameter.requires_grad], lr=0.1, weight_decay=0.5)
+    for _ in range(3):
+        policy_loss(policy).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.equal(logits(reference), before)
+    assert (logits(policy) - before).abs().max() > 0.1

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chisquare
 
 from tasks.training.logprobs import answer_logprobs
-from tasks.training.models import pad, positions
+from tasks.training.models import left_padded, positions
 from tasks.training.sampling import Sampling, sample
 
 EOS = 1
@@ -40,19 +40,11 @@ def plain_logprobs(model, prompt, answer, temperature):
 # Positions and padding ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("side", "tokens", "mask", "expected"),
-    [
-        ("right", [[7, 8, 9], [5, 0, 0]], [[1, 1, 1], [1, 0, 0]], [[0, 1, 2], [0, 1, 1]]),
-        ("left", [[7, 8, 9], [0, 0, 5]], [[1, 1, 1], [0, 0, 1]], [[0, 1, 2], [0, 0, 0]]),
-    ],
-)
-def test_padding_and_positions_by_hand(side, tokens, mask, expected):
-    found, found_mask = pad([[7, 8, 9], [5]], 0, side)
-    assert found.tolist() == tokens
-    assert found_mask.tolist() == mask
-    real = found_mask.bool()
-    assert positions(found_mask)[real].tolist() == torch.tensor(expected)[real].tolist()
+def test_padding_and_positions_by_hand():
+    tokens, mask = left_padded([[7, 8, 9], [5]])
+    assert tokens.tolist() == [[7, 8, 9], [0, 0, 5]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert positions(mask).tolist() == [[0, 1, 2], [0, 0, 0]]
 
 
 def test_positions_are_the_cumulative_mask_less_the_mask():
