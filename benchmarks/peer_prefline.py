@@ -29,6 +29,7 @@ import torch
 import transformers
 import workload
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import PreTrainedModel
 from workload import SMOLLM, TINY, Scale
@@ -38,7 +39,7 @@ from tasks.training.adapters import reference_of
 from tasks.training.cache import cache_for
 from tasks.training.dpo import Row, preference_loss, set_reference
 from tasks.training.loop import fit, order_of_epoch, own_batches
-from tasks.training.models import RewardModel, pad, positions, without_dropout
+from tasks.training.models import RewardModel, left_padded, positions, without_dropout
 from tasks.training.onlooker import Look
 from tasks.training.processes import Processes
 from tasks.training.reward_model import Group, group_loss
@@ -233,8 +234,8 @@ def _online(count: int, scale: Scale, folder: Path | None, seed: int, here: Proc
 
 def _bare_round(rollout: Rollout, config: PolicyConfig, here: Processes) -> tuple[tuple[Tensor, Tensor, Tensor], list[Layout], list[Layout]]:
     """What is read in a round: prompts, mask and tokens of sampling; batches of scoring; batches of a minibatch, which is all answers."""
-    prompts, mask = pad([tree.prompt for tree in rollout.trees], 0, side="left")
-    answers, _ = pad([tree.answers[0] for tree in rollout.trees], 0)
+    prompts, mask = left_padded([tree.prompt for tree in rollout.trees])
+    answers = pad_sequence([torch.tensor(tree.answers[0]) for tree in rollout.trees], batch_first=True)
     layouts = [lay_out(part) for part in batches.microbatches(rollout.trees, config.tokens_at_once)]
     return (prompts, mask, answers), layouts, layouts
 
@@ -297,7 +298,7 @@ def _by_us(model: PreTrainedModel, prompts: list[list[int]], scale: Scale, eos: 
 @torch.inference_mode()
 def _by_transformers(model: PreTrainedModel, prompts: list[list[int]], scale: Scale, eos: int, seed: int) -> list[int]:
     torch.manual_seed(seed)
-    tokens, mask = pad(prompts, 0, side="left")
+    tokens, mask = left_padded(prompts)
     how = {"do_sample": True, "temperature": scale.temperature, "top_k": 0, "top_p": 1.0, "pad_token_id": 0, "eos_token_id": eos}
     said = model.generate(input_ids=tokens, attention_mask=mask, max_new_tokens=scale.new_tokens, **how)[:, tokens.shape[1] :].tolist()
     return [row.index(eos) + 1 if eos in row else len(row) for row in said]

@@ -31,7 +31,10 @@ class Line(NamedTuple):
 
 
 HEADINGS = Line("method", "judge", "wins over SFT", "gold", "wins by gold", "KL", "tokens", "ended", "time")
-ABOUT = "Means over the held-out prompts. KL: nats an answer, from the SFT model. Ended: by themselves. Time: of optimising. Best of n: of SFT's answers."
+ABOUT = (
+    "Means over the held-out prompts. KL: nats an answer, from the SFT model. Ended: by themselves, not cut. "
+    "Time: of optimising. Best of n: of the SFT model's answers, picked by the reward model."
+)
 BROKEN = (HEADINGS.index("wins over SFT"), HEADINGS.index("wins by gold"))
 """Columns that may take two lines where the terminal is narrow."""
 

@@ -207,6 +207,20 @@ class RejectionConfig(FitConfig):
     looks: Annotated[int, Field(ge=1)] = 4
 
 
+class ServerConfig(Section):
+    """A server that samples in the rounds of ppo, rloo and grpo: vLLM, SGLang or another that returns token ids.
+
+    url: null samples here. model: its name there, of no account with lora. reload: how the policy's weights get there each
+    round, as adapters (vLLM) or as the path of whole weights (SGLang); the server must see the run's folder.
+    Its key is the environment's PREFLINE_SERVER_KEY.
+    """
+
+    url: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
+    model: str = "default"
+    reload: Literal["lora", "path"] = "lora"
+    timeout_seconds: Positive = 300.0
+
+
 class PolicyConfig(Section):
     """How the policy is optimised. method: the one key between PPO, RLOO, GRPO, DPO and rejection sampling.
 
@@ -242,6 +256,7 @@ class PolicyConfig(Section):
     grpo: GRPOConfig = GRPOConfig()
     dpo: DPOConfig = DPOConfig()
     rejection: RejectionConfig = RejectionConfig()
+    server: ServerConfig = ServerConfig()
 
     @model_validator(mode="after")
     def _answers_divide(self) -> PolicyConfig:

@@ -117,53 +117,48 @@ def _spread(scores: list[float]) -> float:
 
 
 def draw(found: Compared, path: Path) -> None:
-    """Gains over SFT against the root of the KL: a point a method, lightly the way it came, and best-of-n as a line.
-
-    By the judge and, where the truth is known, by gold beside it. The root, because the KL of a small step grows with the
-    square of its length (Gao et al. 2022, section 3).
-    """
-    shown = [row for row in found.methods if row.reached]
-    truth = any(row.reached and row.reached.gold_gain for row in shown)
+    """Gains over SFT against the root of the KL, by the judge and, where the truth is known, by gold beside it."""
+    truth = any(row.reached and row.reached.gold_gain for row in found.methods)
     with new_figure(path, 10.6 if truth else 6.4, 4.6) as figure:
         panels = figure.subplots(1, 2 if truth else 1, squeeze=False)[0]
         for axes, by_gold in zip(panels, (False, True), strict=False):
-            _panel(axes, found, shown, by_gold)
+            panel(axes, found, by_gold)
         panels[0].set_ylabel(f"gain over SFT (SFT's standard deviations), {whole_percent(found.confidence)} interval")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
 
 
-def _panel(axes: Axes, found: Compared, shown: list[MethodRow], by_gold: bool) -> None:
+def panel(axes: Axes, found: Compared, by_gold: bool) -> None:
+    """A point a method, lightly the way it came, and best-of-n as a line.
+
+    Against the root of the KL, because that of a small step grows with the square of its length (Gao et al. 2022, section 3).
+    """
     axes.axhline(0, color=GREY, linewidth=0.8)
-    curve = [(best.n, best.reached.kl, gain) for best in found.best_of_n if (gain := _gain_of(best.reached, by_gold))]
-    if curve:
-        x, y = _root([kl for _, kl, _ in curve]), np.array([gain for *_, gain in curve])
-        axes.fill_between(x, y[:, 1], y[:, 2], color=GREY, alpha=0.14, linewidth=0)
-        axes.plot(x, y[:, 0], color=GREY, marker=".", linewidth=1.6, linestyle=(0, (4, 2)), label="best of n")
-        for (n, *_), across, up in zip(curve, x, y[:, 0], strict=True):
-            if n > 1:
-                axes.annotate(str(n), (across, up), (0, -11), textcoords="offset points", ha="center", fontsize=7.5, color=GREY)
-    for row in shown:
+    _curve(axes, [(best.n, best.reached.kl, gain) for best in found.best_of_n if (gain := _gain_of(best.reached, by_gold))])
+    for row in found.methods:
         colour, marker = STYLES.get(row.method, (GREY, "P"))
-        gains = [(step.kl, step.gold_gain if by_gold else step.judge_gain) for step in row.path]
-        way = [(kl, gain) for kl, gain in gains if gain is not None]
+        steps = [(step.kl, step.gold_gain if by_gold else step.judge_gain) for step in row.path]
+        way = [(kl, gain) for kl, gain in steps if gain is not None]
         axes.plot(_root([kl for kl, _ in way]), [gain for _, gain in way], color=colour, linewidth=1.1, alpha=0.35)
-        if row.reached and (found_gain := _gain_of(row.reached, by_gold)):
-            middle, low, high = found_gain
-            place = _root([row.reached.kl])
-            axes.errorbar(
-                place,
-                [middle],
-                [[middle - low], [high - middle]],
-                color=colour,
-                marker=marker,
-                markersize=7.5,
-                capsize=2.5,
-                linestyle="none",
-                label=row.method,
-            )
+        gain = _gain_of(row.reached, by_gold) if row.reached else None
+        if row.reached and gain:
+            middle, low, high = gain
+            looks = {"color": colour, "marker": marker, "markersize": 7.5, "capsize": 2.5, "linestyle": "none"}
+            axes.errorbar(_root([row.reached.kl]), [middle], [[middle - low], [high - middle]], label=row.method, **looks)
     axes.set_title("by gold (the known truth)" if by_gold else "by the independent judge", fontsize=10)
     axes.set_xlabel("distance from the SFT model: √KL (√nats a sequence)")
     axes.set_xlim(left=0)
+
+
+def _curve(axes: Axes, best: list[tuple[int, float, Interval]]) -> None:
+    """Best-of-n as a line with its band, each n beside its point. best: n, KL and gain."""
+    if not best:
+        return
+    x, y = _root([kl for _, kl, _ in best]), np.array([gain for *_, gain in best])
+    axes.fill_between(x, y[:, 1], y[:, 2], color=GREY, alpha=0.14, linewidth=0)
+    axes.plot(x, y[:, 0], color=GREY, marker=".", linewidth=1.6, linestyle=(0, (4, 2)), label="best of n")
+    for (n, *_), across, up in zip(best, x, y[:, 0], strict=True):
+        if n > 1:
+            axes.annotate(str(n), (across, up), (0, -11), textcoords="offset points", ha="center", fontsize=7.5, color=GREY)
 
 
 def _gain_of(reached: Reached, by_gold: bool) -> Interval | None:

@@ -201,7 +201,9 @@ POLICY_ABOUT = (
 )
 REWARD_ABOUT = (
     "Scores an answer: trained on human comparisons, read at the answer's last token.\n\n"
-    "Its config.json holds `prefline_reward_bias`, to be added to each score. Policies of the same pipeline run were trained on it."
+    "Its config.json holds `prefline_reward_bias`, to be added to each score, and `prefline_reward_temperature`, by which a difference of "
+    "scores is to be divided where it should say how sure it is. Policies of the same pipeline run were trained on it; where a version "
+    "has the tag `prefline.ensemble`, it is the first of several that they were trained on together."
 )
 SFT_ABOUT = "The base model after supervised fine-tuning on demonstrations: where every method starts, and what KL is measured from."
 

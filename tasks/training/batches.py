@@ -9,6 +9,9 @@ CALL = 512
 """What one pass costs beside its tokens, in tokens (benchmarks/peers.py --sweep): smaller batches waste less on padding, but
 each has its calls."""
 
+MOST = 256
+"""Rows of a batch: no longer list of batches to look at from a row, and more rows would not make a pass cheaper."""
+
 
 class Wide(Protocol):
     @property
@@ -30,7 +33,7 @@ def microbatches(rows: Sequence[W], tokens_at_once: int) -> list[list[W]]:
         choices = []
         for first in range(end - 1, -1, -1):
             size = (end - first) * ordered[first].width
-            if size > tokens_at_once and first < end - 1:
+            if (size > tokens_at_once or end - first > MOST) and first < end - 1:
                 break
             choices.append((best[first][0] + size + CALL, first))
         best.append(min(choices))

@@ -25,6 +25,7 @@ from tasks.training.models import RewardModel, freeze_lower, load_policy, with_c
 from tasks.training.onlooker import Look, Optimised, Stats, best_of
 from tasks.training.rollouts import Models, ValueHead, ask, weigh
 from tasks.training.sampling import Sampling
+from tasks.training.sampling_server import sampler_for
 from tasks.training.sft import SFTRow, sft_rows
 from tasks.training.stages import LEARNT
 from tasks.training.stops import refuse_broken, why_ended
@@ -80,7 +81,8 @@ def models_of(shop: Workshop) -> Models:
         critic = ValueHead(policy.get_output_embeddings().in_features)
     elif shop.config.method == "ppo":
         critic = with_adapters(RewardModel.load(shop.reward_model), shop.adapter, shop.seed)
-    models = Models(policy, shop.onlooker.reference, shop.onlooker.reward_model, critic)
+    sampler = sampler_for(shop.config.server, shop.checkpoints / "served", shop.here)
+    models = Models(policy, shop.onlooker.reference, shop.onlooker.reward_model, critic, sampler)
     for trained in models.trained.values():
         with_checkpointing(trained, shop.compute).to(shop.here.device)
     return models

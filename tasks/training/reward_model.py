@@ -48,8 +48,9 @@ class Group:
 
     @property
     def width(self) -> int:
-        """Of its row, or all its rows."""
-        return sum(tree.width for tree in self.trees)
+        """Of its row, or of the rectangle that its rows make."""
+        trees = self.trees
+        return len(trees) * max(tree.width for tree in trees)
 
     @property
     def weight(self) -> float:

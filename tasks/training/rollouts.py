@@ -30,7 +30,7 @@ from tasks.training.estimators import (
 from tasks.training.logprobs import Reading, read_answers, spread, tree_logprobs
 from tasks.training.models import RewardModel
 from tasks.training.onlooker import Stats
-from tasks.training.sampling import Sampling, sample
+from tasks.training.sampling import Sampler, Sampling, sample
 from tasks.training.trees import Tree
 from tasks.training_config import PolicyConfig
 
@@ -51,12 +51,16 @@ class ValueHead(nn.Module):
 
 @dataclass
 class Models:
-    """policy is trained, reference stays the SFT model, reward_model scores. critic is trained too; RLOO and GRPO have none."""
+    """policy is trained, reference stays the SFT model, reward_model scores. critic is trained too; RLOO and GRPO have none.
+
+    sampler: who says the policy's answers.
+    """
 
     policy: PreTrainedModel
     reference: Reference
     reward_model: Callable[[Sequence[Tree]], Tensor]
     critic: RewardModel | ValueHead | None = None
+    sampler: Sampler = sample
 
     @property
     def trained(self) -> nn.ModuleDict:
@@ -95,7 +99,7 @@ class Episode:
 @torch.inference_mode()
 def ask(models: Models, prompts: list[list[int]], config: PolicyConfig, sampling: Sampling, eos: int, noise: Tensor) -> list[Episode]:
     """An answer to each prompt, read once by each of the models. noise: a row of `Sampling.noise` for each prompt."""
-    found = sample(models.policy, prompts, sampling, eos, noise)
+    found = models.sampler(models.policy, prompts, sampling, eos, noise)
     trees = [Tree(prompt, [answer.tokens]) for prompt, answer in zip(prompts, found, strict=True)]
 
     def told(read: Callable[[list[Tree]], Tensor]) -> list[Any]:

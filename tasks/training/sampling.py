@@ -5,6 +5,7 @@ Used for rollouts, for evaluation and for `prefline ask`, so that all three see 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,10 @@ class Answer:
     tokens: list[int]
     logprobs: list[float]
     stopped: bool
+
+
+Sampler = Callable[[PreTrainedModel, list[list[int]], Sampling, int, Tensor], list[Answer]]
+"""What `sample` is, and the server's stand-in for it: (model, prompts, sampling, eos, noise) -> an answer to each prompt."""
 
 
 @torch.inference_mode()

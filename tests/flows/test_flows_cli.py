@@ -35,13 +35,25 @@ def test_help_needs_none_of_the_heavy_packages():
 def test_help_lists_the_commands(prefline):
     code, out, _ = prefline("--help")
     assert code == 0
-    assert all(command in out for command in ("run", "stage", "status", "ui", "serve", "ask", "champion", "data"))
+    assert all(command in out for command in ("run", "compare", "stage", "status", "ui", "serve", "ask", "champion", "data"))
 
 
 def test_a_misspelt_key_is_a_usage_error(project, prefline):
     code, _, error = prefline("run", "--set", "policy.rouds=3")
     assert code == 2
     assert error == "prefline: --set policy.rouds=3: there is no key policy.rouds.\n  Did you mean policy.rounds?\n"
+
+
+def test_an_unknown_method_is_a_usage_error(project, prefline):
+    code, _, error = prefline("compare", "dpo", "pop")
+    assert code == 2
+    assert error.startswith("prefline: method pop: policy.method is 'pop': input should be 'ppo', 'rloo',")
+    assert not (project / "runs").exists()
+
+
+def test_help_tells_the_two_comparisons_apart(prefline):
+    assert "For two runs that are over: prefline compare-runs." in " ".join(prefline("compare", "--help")[1].split())
+    assert "Trains nothing; see compare." in " ".join(prefline("compare-runs", "--help")[1].split())
 
 
 def test_an_unknown_option_is_a_usage_error(project, prefline):

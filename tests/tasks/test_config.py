@@ -62,7 +62,7 @@ IMPOSSIBLE = [
     ("sft.learning_rate", "fast"),
     ("sft.weight_decay", -0.1),
     ("sft.clip_gradient", 0),
-    ("sft.checkpoint_seconds", 0),
+    ("sft.checkpoint_seconds", -1),
     ("sft.tokens_at_once", 0),
     ("sft.max_demonstrations", 0),
     ("reward_model.centring", -1),
@@ -102,6 +102,10 @@ CONTRADICTIONS = {
     "answers as long as the whole text may be": ({"max_tokens": 48, "max_new_tokens": 48}, "must be below max_tokens"),
     "texts longer than the tiny model reads": ({"max_tokens": 300}, "more than tiny.context"),
     "heads that do not divide the width": ({"tiny": {"width": 100, "heads": 8}}, "multiple of 2 \\* heads"),
+    "a best look without looks": ({"sft": {"choose": "perplexity"}}, "needs looks of at least 1"),
+    "patience that outlasts the looks": ({"sft": {"choose": "perplexity", "looks": 3, "patience": 3}}, "needs more looks"),
+    "patience for nothing in particular": ({"sft": {"looks": 9, "patience": 2}}, "say what is better"),
+    "patience for no better judge": ({"judge": {"looks": 9, "patience": 2}}, "say what is better"),
     "bounds the wrong way round": ({"contract": {"longer_chosen": [0.8, 0.2]}}, "lower and an upper"),
 }
 

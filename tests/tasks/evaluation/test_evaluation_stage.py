@@ -13,6 +13,7 @@ from tasks.data.shop import Shop
 from tasks.data.snapshot import Snapshot
 from tasks.errors import PreflineError
 from tasks.evaluation.answers import Speaker, Texts, Vocabulary, read_answers
+from tasks.evaluation.best_of_n import ANSWERS, NS, best_of_n, read_curve
 from tasks.evaluation.evaluate import evaluate
 from tasks.evaluation.result import Evaluation
 from tasks.stage import Context, StageResult
@@ -191,6 +192,25 @@ def test_gold_where_the_truth_is_known(line, tmp_path):
 
 def test_no_gold_where_the_truth_does_not_know_the_prompts(line, tmp_path):
     assert Evaluation.load(run(line(shop=Shop.from_yaml(SHOP, 0)), tmp_path).path).win_rate_gold is None
+
+
+def best_of(line, root, **options):
+    inputs = {name: line[name] for name in ("data", "sft", "reward_model", "judge")}
+    return best_of_n.run(CONFIG, inputs, Context(root=root, runs=root / "runs", **options))
+
+
+def test_best_of_n_on_the_prompts_of_the_evaluation(line, tmp_path):
+    inputs = line()
+    result = best_of(inputs, tmp_path)
+    curve = read_curve(result.path)
+    assert [one.n for one in curve] == list(NS)
+    assert max(NS) < ANSWERS
+    assert {len(scores) for one in curve for scores in (one.own, one.judge)} == {Evaluation.load(run(inputs, tmp_path).path).prompts}
+    means = [np.mean(one.own) for one in curve]
+    assert means == sorted(means)
+    assert means[0] < means[-1]
+    assert result.metrics["judge"] == pytest.approx(np.mean(curve[-1].judge))
+    assert best_of(inputs, tmp_path, force=frozenset({"best_of_n"})).digest == result.digest
 
 
 def test_kept_logprobs_are_those_of_a_second_look(policy_folder):

@@ -76,6 +76,19 @@ def test_all_three_models_load_by_name_as_mlflow_models(tracked, finish, monkeyp
     assert getattr(scorer.config, REWARD_BIAS) == 0.5
 
 
+def test_of_an_ensemble_the_first_member_is_registered_and_says_so(tracked, line, run_stage, make, tokenizer, policy_folder):
+    from tasks.training.ensemble import Ensemble
+    from tasks.training.models import RewardModel
+
+    results = line()
+    members = [RewardModel.from_policy(policy_folder, seed) for seed in (1, 2)]
+    results["reward_model"] = make("reward_model", lambda out: Ensemble(members, "min", 1.0).save(tokenizer, out / "model"), salt=1)
+    keys = ("data", "sft", "reward_model", "policy", "baseline", "evaluate")
+    run_stage(register, tracked, **{key: results[key] for key in keys})
+    version = tracked.store.client.get_model_version("prefline-reward-model", "1")
+    assert version.tags["prefline.ensemble"] == "member 1 of 2; policies were trained on their min"
+
+
 def test_registering_twice_makes_one_version(tracked, line, run_stage):
     results = line()
     inputs = {key: results[key] for key in ("data", "sft", "reward_model", "policy", "baseline", "evaluate")}

@@ -189,30 +189,31 @@ GROUP = 8
 UNSCALED = {"method": "grpo", "grpo": GRPOConfig(scale=False)}
 LOSS = KLConfig(weight=BETA, place="loss", estimator="k2")
 LEARNT = {
-    "PPO": ({"ppo": PPOConfig(lam=1.0, critic_learning_rate=1e-2)}, lambda reference: optimum(reference, BETA)),
-    "RLOO": ({"method": "rloo"}, lambda reference: optimum(reference, BETA)),
-    "GRPO": (UNSCALED, lambda reference: optimum(reference, BETA)),
-    # rewards count (n - 1) / n of what they are, and the loss all of it
-    "GRPO, KL as a loss": (UNSCALED | {"kl": LOSS}, lambda reference: optimum_by_token(reference, BETA * GROUP / (GROUP - 1))),
+    "PPO": ({"ppo": PPOConfig(lam=1.0, critic_learning_rate=1e-2)}, lambda reference: optimum(reference, BETA), 0.03),
+    "RLOO": ({"method": "rloo"}, lambda reference: optimum(reference, BETA), 0.03),
+    "GRPO": (UNSCALED, lambda reference: optimum(reference, BETA), 0.03),
+    # Rewards count (n - 1) / n of what they are, and the loss all of it. Its noise does not vanish at the optimum, as that of
+    # r - beta log(pi / pi_ref) does, which is then the same for all answers
+    "GRPO, KL as a loss": (UNSCALED | {"kl": LOSS}, lambda reference: optimum_by_token(reference, BETA * GROUP / (GROUP - 1)), 0.08),
 }
 
 
-@pytest.mark.parametrize(("changes", "target"), LEARNT.values(), ids=LEARNT)
-def test_training_ends_at_the_optimum_that_is_known_in_closed_form(make_llama, models, tmp_path, changes, target):
-    start = make_llama(3, seed=2, spread=0.3)
+@pytest.mark.parametrize(("changes", "target", "bound"), LEARNT.values(), ids=LEARNT)
+def test_training_ends_at_the_optimum_that_is_known_in_closed_form(make_llama, models, tmp_path, changes, target, bound):
+    start = make_llama(3, seed=2, spread=0.1)
     actors = Models(start, partial(nullcontext, copy.deepcopy(start)), likes, None if "method" in changes else models.critic)
     reference = chances_of(start)
     wanted = target(reference)
     config = PolicyConfig(
         **{"kl": KLConfig(weight=BETA)} | changes,
-        rounds=50,
+        rounds=30,
         answers=128,
         minibatch=64,
         group=GROUP,
         epochs=2,
         learning_rate=2e-2,
         no_stop_penalty=0.0,
-        judge_every=50,
+        judge_every=30,
         choose="last",
     )
     run_rounds(
@@ -225,6 +226,5 @@ def test_training_ends_at_the_optimum_that_is_known_in_closed_form(make_llama, m
         checkpoints=tmp_path,
         report=lambda *_, **__: None,
     )
-    print(distance(reference, wanted), distance(chances_of(actors.policy), wanted), distance(optimum(reference, BETA), wanted))
-    assert distance(reference, wanted) > 0.3
-    assert distance(chances_of(actors.policy), wanted) < 0.03
+    assert distance(reference, wanted) > 0.4
+    assert distance(chances_of(actors.policy), wanted) < bound

@@ -2,13 +2,17 @@
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
-from tasks.errors import PreflineError
-from tasks.training.online import prompts_of_round, run_rounds
+from tasks.data.prepare import DEMONSTRATIONS as DEMONSTRATIONS_FILE
+from tasks.errors import ConfigError, PreflineError
+from tasks.training.models import RewardModel, load_policy
+from tasks.training.online import models_of, optimise, prompts_of_round, run_rounds
 from tasks.training.onlooker import Look
 from tasks.training.processes import Processes
 from tasks.training.rollouts import Models, ValueHead
@@ -92,6 +96,12 @@ def test_every_prompt_is_asked_once_before_any_is_asked_again():
     passes = [asked[first : first + 10] for first in range(0, 40, 10)]
     assert [sorted(one) for one in passes] == [list(range(10))] * 4
     assert passes[0] != passes[1]
+
+
+def test_every_round_has_random_numbers_of_its_own(models, tmp_path):
+    """A policy that hardly moves, asked the same eight prompts: without that it would say the same again."""
+    progress, _ = train(models, tmp_path, settings(rounds=6, learning_rate=1e-12))
+    assert len({stats["own_reward"] for stats in progress.history}) == 6
 
 
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
@@ -268,13 +278,13 @@ def test_each_method_raises_its_reward_and_a_larger_kl_weight_holds_it_back(mode
         start = make_llama(12, seed=2, spread=0.1)
         config = settings(
             **changes,
-            rounds=10,
+            rounds=8,
             answers=64,
             minibatch=32,
-            learning_rate=2e-2,
+            learning_rate=3e-2,
             no_stop_penalty=0.0,
             kl=KLConfig(weight=beta),
-            judge_every=10,
+            judge_every=8,
         )
         reference = partial(nullcontext, copy.deepcopy(start))
         ours = fitted(Models(start, reference, LikesSevens(), copy.deepcopy(models.critic)), config)
@@ -284,3 +294,56 @@ def test_each_method_raises_its_reward_and_a_larger_kl_weight_holds_it_back(mode
     assert free[0]["kl"] == pytest.approx(0, abs=1e-4)  # the policy begins as its reference
     assert free[-1]["own_reward"] > free[0]["own_reward"] + 0.2
     assert free[-1]["kl"] > 5 * abs(held[-1]["kl"])
+
+
+# What it begins with -----------------------------------------------------------------------------------------------------
+
+
+def test_the_critic_starts_as_the_reward_model_and_the_reference_as_the_sft_model(make_shop):
+    shop = make_shop()
+    models = models_of(shop)
+    assert same(states(models.critic), states(RewardModel.load(shop.reward_model)))
+    assert models.critic is not models.reward_model is shop.onlooker.reward_model
+    sft = states(load_policy(shop.sft))
+    with models.reference() as reference, shop.onlooker.reference() as looked_at:
+        assert reference is looked_at is not models.policy
+        assert same(states(reference), sft)
+    assert same(states(models.policy), sft)
+
+
+def test_the_reference_stays_the_sft_model_after_a_resume(make_shop):
+    first, again = (make_shop(method="ppo", rounds=rounds, answers=8, minibatch=8, judge_every=1) for rounds in (1, 2))
+    optimise(first)
+    found = optimise(again)
+    assert found.rounds == 2
+    with again.onlooker.reference() as reference:
+        assert same(states(reference), states(load_policy(first.sft)))
+    assert not same(states(found.policy), states(load_policy(first.sft)))
+
+
+@pytest.mark.parametrize("changes", [{"method": "rloo"}, {"method": "grpo"}, {"ppo": {"critic": "shared"}}], ids=str)
+def test_no_critic_is_loaded_where_none_is_trained(make_shop, changes):
+    shop = replace(make_shop(**changes), reward_model=Path("nowhere"))
+    critic = models_of(shop).critic
+    assert critic is None if "method" in changes else isinstance(critic, ValueHead)
+
+
+def test_adapters_are_switched_off_for_the_reference_and_frozen_layers_are_shared(make_shop):
+    with_adapters = models_of(make_shop(adapter={"rank": 2}, ppo={"critic": "shared"}))
+    with with_adapters.reference() as reference:
+        assert reference is with_adapters.policy
+    frozen = models_of(make_shop(frozen_layers=1))
+    with frozen.reference() as reference:
+        ours, theirs = dict(frozen.policy.named_parameters()), dict(reference.named_parameters())
+    shared = [name for name in ours if ours[name].data_ptr() == theirs[name].data_ptr()]
+    assert shared == [name for name, value in ours.items() if not value.requires_grad] != []
+
+
+def test_what_can_not_be_done_is_refused_before_anything_is_sampled(make_shop):
+    shop = make_shop(pretraining_weight=0.1)
+    (shop.held.folder / DEMONSTRATIONS_FILE).touch()
+    with pytest.raises(PreflineError, match=r"pretraining_weight mixes in demonstrations, and there are none"):
+        optimise(shop)
+    shop.here.sharded = True
+    with pytest.raises(ConfigError, match=r"compute.sharding: fsdp, but policy.method: ppo samples"):
+        models_of(shop)

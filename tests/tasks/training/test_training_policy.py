@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from tasks.errors import PreflineError
-from tasks.training import online
-from tasks.training.models import RewardModel, load_policy
+from tasks.training.models import load_policy
 
 
 def same(first, second):
@@ -17,7 +16,7 @@ def same(first, second):
 def test_ppo_writes_its_rounds_its_history_and_a_policy(line):
     made = line["policy"]
     rounds = json.loads((made.path / "rounds.json").read_text())
-    assert (rounds["chosen_round"], rounds["validation_prompts"]) == (3, 3)
+    assert (rounds["chosen_round"], rounds["validation_prompts"], rounds["ended"]) == (3, 3, "")
     assert [one["round"] for one in rounds["rounds"]] == [0, 1, 2, 3]
     for one in rounds["rounds"]:
         assert set(one) == {"round", "kl", "length", "stopped", "own", "judge", "gold"}
@@ -35,33 +34,37 @@ def test_round_0_is_the_sft_model_at_kl_0(line):
     assert abs(rounds[3]["kl"]) > 1e-5
 
 
-def test_the_critic_starts_as_the_reward_model_and_the_reference_is_sft_even_after_a_resume(line, monkeypatch, tmp_path):
-    seen = []
-    optimise = online.optimise
-
-    def spy(models, *rest):
-        seen.append(models)
-        assert same(models.critic, RewardModel.load(line["reward_model"].path / "model"))
-        assert models.critic.bias == models.reward_model.bias
-        assert models.critic is not models.reward_model
-        assert same(models.policy, load_policy(line["sft"].path / "model"))
-        return optimise(models, *rest)
-
-    monkeypatch.setattr(online, "optimise", spy)
-    line.kill("policy", 2, tmp_path)
-    line.run("policy", runs=tmp_path)
-    assert len(seen) == 2
-    for models in seen:
-        assert same(models.reference, load_policy(line["sft"].path / "model"))
-        assert same(models.reward_model, RewardModel.load(line["reward_model"].path / "model"))
-
-
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_a_policy_stage_that_was_killed_ends_in_the_very_files_of_an_unbroken_run(line, tmp_path, step):
     line.kill("policy", step, tmp_path)
     resumed = line.run("policy", runs=tmp_path)
     assert resumed.digest == line["policy"].digest
     assert resumed.metrics == line["policy"].metrics
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"policy": {"method": "rloo", "rounds": 1}},
+        {"policy": {"method": "grpo", "rounds": 1, "pretraining_weight": 0.1, "top_p": 0.9}},
+        {"policy": {"rounds": 1, "ppo": {"critic": "shared"}, "frozen_layers": 1}},
+        {"policy": {"rounds": 1}, "adapter": {"rank": 2}},
+        {"policy": {"rounds": 1}, "compute": {"precision": "bf16", "gradient_checkpointing": True}},
+    ],
+    ids=["RLOO", "GRPO with demonstrations", "shared critic and frozen layers", "adapters", "bf16"],
+)
+def test_every_way_ends_in_a_plain_whole_model(line, toy, tmp_path, changes):
+    made = line.run("policy", toy(**changes), runs=tmp_path)
+    policy, sft = load_policy(made.path / "model"), load_policy(line["sft"].path / "model")
+    assert {name: value.shape for name, value in policy.state_dict().items()} == {n: v.shape for n, v in sft.state_dict().items()}
+    assert not same(policy, sft)
+
+
+def test_it_says_why_it_ended_early(line, toy, tmp_path):
+    made = line.run("policy", toy(policy={"stop_kl": 1e-9, "learning_rate": 1e-2}), runs=tmp_path)
+    rounds = json.loads((made.path / "rounds.json").read_text())
+    assert rounds["ended"].startswith(f"Round {rounds['chosen_round']}: KL")
+    assert rounds["chosen_round"] < 3
 
 
 def test_prompts_that_leave_no_room_for_an_answer_are_refused(line, toy):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.training.ensemble import Ensemble
 from tasks.training.estimators import group_advantages, leave_one_out_advantages
 from tasks.training.rollouts import Episode, ValueHead, in_batches, weigh
 from tasks.training.trees import Tree
@@ -102,6 +103,17 @@ def test_rows_are_told_in_their_own_order_however_they_are_batched():
 
     assert in_batches(trees, 1, widths) == [4, 10, 2, 8]
     assert read == [[10], [8], [4], [2]]
+
+
+def test_an_ensemble_scores_as_it_combines_and_says_how_far_its_members_differ(models, roll_out):
+    members = [models.reward_model, models.critic]
+    models.reward_model = Ensemble(members, "min", 1.0)
+    rollout = roll_out(models, settings(no_stop_penalty=0.0))
+    texts = [tree.prompt + tree.answers[0] for tree in rollout.trees]
+    scores = [[plain_score(member, text) for member in members] for text in texts]
+    assert rollout.stats["own_reward"] == pytest.approx(sum(map(min, scores)) / 8, abs=1e-4)
+    assert rollout.stats["uncertainty"] == pytest.approx(sum(abs(a - b) / 2 for a, b in scores) / 8, abs=1e-4)
+    assert rollout.stats["uncertainty"] > 0.1
 
 
 # What is subtracted ------------------------------------------------------------------------------------------------------

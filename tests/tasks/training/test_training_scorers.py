@@ -14,7 +14,7 @@ from tasks.errors import PreflineError
 from tasks.training import scorers
 from tasks.training.ensemble import load_scorer
 from tasks.training.models import RewardModel, score_texts
-from tasks.training.reward_model import at_most, group_scores, reward_groups
+from tasks.training.reward_model import at_most, group_scores, pair_scores, reward_groups
 from tasks.training.sft import sft_rows
 
 
@@ -147,6 +147,23 @@ def test_each_key_of_the_loss_reaches_it(line, toy, change, monkeypatch):
 
 def with_strengths(comparisons, *rest, **more):
     return reward_groups([replace(one, strength=2.0) for one in comparisons], *rest, **more)
+
+
+def test_adapters_end_in_a_plain_model_whose_head_was_trained(line, toy, tmp_path):
+    config = toy(adapter={"rank": 2}, reward_model={"ties": "rao_kupper"})
+    made = line.run("reward_model", config)
+    model, tokenizer = RewardModel.load(made.path / "model"), load_tokenizer(made.path / "model")
+    start = RewardModel.from_policy(line["sft"].path / "model", seed=0)
+    assert model.state_dict().keys() == start.state_dict().keys() | {"raw_eta"}
+    assert not torch.equal(model.body.score.weight, start.body.score.weight)
+    rows = [json.loads(row) for row in (made.path / "scores.jsonl").read_text().splitlines()]
+    groups, _ = reward_groups(line.data.comparisons("validation"), tokenizer, 60)
+    chosen, rejected = pair_scores(group_scores(model, groups), groups)
+    assert chosen.tolist() == pytest.approx([row["chosen"] for row in rows], abs=1e-4)
+    assert rejected.tolist() == pytest.approx([row["rejected"] for row in rows], abs=1e-4)
+    assert made.metrics["eta"] < 0.0019  # it began at 2 artanh 0.001, and nothing is tied here: trained, though the body is frozen
+    line.kill("reward_model", 8, tmp_path, config)
+    assert line.run("reward_model", config, runs=tmp_path).digest == made.digest
 
 
 ENSEMBLE = {"members": 3, "combine": "min", "ties": "rao_kupper"}

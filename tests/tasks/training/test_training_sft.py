@@ -130,7 +130,9 @@ def test_the_answer_alone_is_trained_or_every_turn_of_the_assistant(tokenizer, e
     (row,), _ = sft_rows([demonstration(1, "Yes.", TALK)], tokenizer, 200, every_turn)
     assert spans(tokenizer, row) == expected
     assert tokenizer.decode(row.tokens) == (
-        "<|user|>How warm is the lamp?<|assistant|>Very.<|end|><|user|>And the kettle?<|assistant|>Cold.<|end|><|user|>Sure?<|assistant|>Yes.<|end|>"
+        "<|user|>How warm is the lamp?<|assistant|>Very.<|end|>"
+        "<|user|>And the kettle?<|assistant|>Cold.<|end|>"
+        "<|user|>Sure?<|assistant|>Yes.<|end|>"
     )
 
 

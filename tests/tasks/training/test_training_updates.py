@@ -179,8 +179,19 @@ def test_each_step_mixes_in_other_demonstrations_and_the_same_ones_when_it_is_ma
     told = [moved(models, rollout, config, rows)[1].get("pretraining_loss") for rows in (DEMONSTRATIONS, DEMONSTRATIONS, ())]
     assert told[0] == told[1] > 0
     assert told[2] is None
-    learner = learner_of(models, config, demonstrations=DEMONSTRATIONS)
-    assert len({tuple(id(row) for row in learner._lesson(seed)) for seed in range(8)}) > 4
+
+    seen = []
+
+    class Notes(Learner):
+        def _step(self, batch, lesson):
+            seen.append([DEMONSTRATIONS.index(row) for row in lesson])
+            return super()._step(batch, lesson)
+
+    learner = Notes(models, config, ALONE, DEMONSTRATIONS)
+    learner.learn(rollout, seed=0)
+    learner.learn(rollout, seed=1)
+    assert [len(drawn) for drawn in seen] == [4] * 8  # two rounds of two epochs of two steps
+    assert len({tuple(drawn) for drawn in seen}) > 6
 
 
 def test_a_shared_critic_teaches_the_policys_trunk_and_its_own_head(models, roll_out):
