@@ -210,8 +210,10 @@ def reading(folder: Path, trl: Mapping[str, Tensor], context: int) -> dict[str, 
         }
         scores = in_batches(trees, AT_ONCE, models.reward_model)
     width = mask.shape[1]
-    own = {name: torch.tensor([row[:length] + [0.0] * (width - length) for row, length in zip(rows, lengths, strict=True)])
-           for name, rows in said.items()}
+    own = {
+        name: torch.tensor([row[:length] + [0.0] * (width - length) for row, length in zip(rows, lengths, strict=True)])
+        for name, rows in said.items()
+    }
     theirs = {"log-probabilities": "logprobs", "reference": "ref_logprobs", "values": "values"}
     found: dict[str, Found] = {f"ppo, {name}": {"apart": apart(own[name], trl[theirs[name]] * mask)} for name in said}
     stopped = [tree.answers[0][-1] == workload.tokenizer().eos_token_id for tree in trees]

@@ -84,7 +84,7 @@ def prepare(what: str, count: int, scale: Scale, folder: Path | None, seed: int)
         policy = without_dropout(workload.policy(folder))
         answers = [SFTRow(prompt, both[0]) for prompt, both in rows]
         return _fitted(what, policy, policy, answers, sft_loss, FitConfig(**config), seed, here, scale, folder)
-    together = reads_trees(workload.policy(folder).base_model)
+    together = reads_trees(workload.policy(folder).base_model, 512)
     groups = [Group(prompt, answers, _ranked(len(answers)), together=together) for prompt, answers in rows]
     if what == "dpo":
         policy = without_dropout(workload.policy(folder))
@@ -232,7 +232,9 @@ def _online(count: int, scale: Scale, folder: Path | None, seed: int, here: Proc
     return Job(work, lambda: -statistics.fmean(stats["reward_with_penalty"] for stats in seen), bodies, bare)
 
 
-def _bare_round(rollout: Rollout, config: PolicyConfig, here: Processes) -> tuple[tuple[Tensor, Tensor, Tensor], list[Layout], list[Layout]]:
+def _bare_round(
+    rollout: Rollout, config: PolicyConfig, here: Processes
+) -> tuple[tuple[Tensor, Tensor, Tensor], list[Layout], list[Layout]]:
     """What is read in a round: prompts, mask and tokens of sampling; batches of scoring; batches of a minibatch, which is all answers."""
     prompts, mask = left_padded([tree.prompt for tree in rollout.trees])
     answers = pad_sequence([torch.tensor(tree.answers[0]) for tree in rollout.trees], batch_first=True)

@@ -45,7 +45,10 @@ def compare(what: str, given: argparse.Namespace) -> dict[str, Any]:
     for seed in range(given.pairs):
         order = [("ours", ours), ("peer", theirs)]
         pairs.append({name: measure(*call, rows, seed, given) for name, call in (order if seed % 2 == 0 else order[::-1])})
-        print(f"{what} {seed + 1}/{given.pairs}: " + ", ".join(f"{name} {one['a_second']:.1f}/s" for name, one in pairs[-1].items()), flush=True)
+        print(
+            f"{what} {seed + 1}/{given.pairs}: " + ", ".join(f"{name} {one['a_second']:.1f}/s" for name, one in pairs[-1].items()),
+            flush=True,
+        )
     found: dict[str, Any] = {
         "rows": rows,
         "ratio": statistics.median(pair["ours"]["a_second"] / pair["peer"]["a_second"] for pair in pairs),

@@ -201,6 +201,8 @@ class PipelineConfig(Section):
             raise ValueError(
                 f"max_new_tokens ({self.max_new_tokens}) must be below max_tokens ({self.max_tokens}), which counts the prompt too"
             )
+        if self.compute.sharding == "fsdp" and self.adapter.base == "4bit":
+            raise ValueError("compute.sharding: fsdp spreads whole weights, not those of adapter.base: 4bit: choose one of the two")
         if self.compute.sharding == "fsdp" and self.policy.method in ("ppo", "rloo", "grpo"):
             raise ValueError(f"compute.sharding: fsdp can't sample, and policy.method {self.policy.method} does: use dpo, or no sharding")
         if self.model == "tiny-llama" and self.max_tokens > self.tiny.context:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -135,15 +135,8 @@ def panel(axes: Axes, found: Compared, by_gold: bool) -> None:
     axes.axhline(0, color=GREY, linewidth=0.8)
     _curve(axes, [(best.n, best.reached.kl, gain) for best in found.best_of_n if (gain := _gain_of(best.reached, by_gold))])
     for row in found.methods:
-        colour, marker = STYLES.get(row.method, (GREY, "P"))
-        steps = [(step.kl, step.gold_gain if by_gold else step.judge_gain) for step in row.path]
-        way = [(kl, gain) for kl, gain in steps if gain is not None]
-        axes.plot(_root([kl for kl, _ in way]), [gain for _, gain in way], color=colour, linewidth=1.1, alpha=0.35)
-        gain = _gain_of(row.reached, by_gold) if row.reached else None
-        if row.reached and gain:
-            middle, low, high = gain
-            looks = {"color": colour, "marker": marker, "markersize": 7.5, "capsize": 2.5, "linestyle": "none"}
-            axes.errorbar(_root([row.reached.kl]), [middle], [[middle - low], [high - middle]], label=row.method, **looks)
+        if row.reached:
+            _method(axes, row, row.reached, by_gold)
     axes.set_title("by gold (the known truth)" if by_gold else "by the independent judge", fontsize=10)
     axes.set_xlabel("distance from the SFT model: √KL (√nats a sequence)")
     axes.set_xlim(left=0)
@@ -159,6 +152,17 @@ def _curve(axes: Axes, best: list[tuple[int, float, Interval]]) -> None:
     for (n, *_), across, up in zip(best, x, y[:, 0], strict=True):
         if n > 1:
             axes.annotate(str(n), (across, up), (0, -11), textcoords="offset points", ha="center", fontsize=7.5, color=GREY)
+
+
+def _method(axes: Axes, row: MethodRow, reached: Reached, by_gold: bool) -> None:
+    colour, marker = STYLES.get(row.method, (GREY, "P"))
+    steps = [(step.kl, step.gold_gain if by_gold else step.judge_gain) for step in row.path]
+    way = [(kl, gain) for kl, gain in steps if gain is not None]
+    axes.plot(_root([kl for kl, _ in way]), [gain for _, gain in way], color=colour, linewidth=1.1, alpha=0.35)
+    if gain := _gain_of(reached, by_gold):
+        middle, low, high = gain
+        looks: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 7.5, "capsize": 2.5, "linestyle": "none"}
+        axes.errorbar(_root([reached.kl]), [middle], [[middle - low], [high - middle]], label=row.method, **looks)
 
 
 def _gain_of(reached: Reached, by_gold: bool) -> Interval | None:

@@ -70,7 +70,7 @@ def optimise(shop: Workshop) -> Optimised:
         )
     held_out, _ = reward_groups(shop.held.comparisons("validation"), shop.tokenizer, shop.max_tokens)
     policy = load_policy(shop.sft)
-    together = reads_trees(policy.base_model)
+    together = reads_trees(policy.base_model, shop.max_tokens)
     for group in [*groups, *held_out]:
         group.together = together
     policy = with_checkpointing(with_adapters(policy, shop.adapter, shop.seed), shop.compute).to(shop.here.device)

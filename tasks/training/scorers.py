@@ -111,7 +111,7 @@ def _trained(
 ) -> RewardModel:
     """One member, which may be the only one; a member that was finished before a kill is kept."""
     model = RewardModel.from_policy(material.start, seed)
-    together = reads_trees(model.body.base_model)
+    together = reads_trees(model.body.base_model, settings.max_tokens)
     for group in [*material.groups, *material.unseen]:
         group.together = together
     model = with_adapters(model, settings.adapter, seed)

@@ -59,7 +59,7 @@ def train_sft(config: Settings, *, data: StageResult, base: StageResult, run: St
     held_out, _ = sft_rows(held.demonstrations("validation"), tokenizer, config.max_tokens, every_turn)
     if not held_out:
         raise PreflineError("There is no demonstration in the validation split.", "Add demonstrations, or raise data.split.validation.")
-    if config.sft.packing and not reads_trees(model.base_model):
+    if config.sft.packing and not reads_trees(model.base_model, config.max_tokens):
         raise ConfigError(
             f"sft.packing: {type(model).__name__} can't read several texts side by side without mixing them up.",
             "Set sft.packing to false: what is learnt is the same.",

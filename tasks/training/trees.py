@@ -99,21 +99,25 @@ def lay_out(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Layout
     return Layout(on[0], on[1] if branching else None, attention, *on[2:])
 
 
+PROBE = 16
+"""Tokens of each text that a model is asked about."""
+
+
 @torch.inference_mode()
-def reads_trees(model: PreTrainedModel) -> bool:
+def reads_trees(model: PreTrainedModel, longest: int) -> bool:
     """Does the model give each branch of a tree the hidden states of its text alone?
 
-    Asked of the model itself, because sliding windows, linear attention and positions by distance all fail in ways of
-    their own. model: the transformer without its head.
+    Asked of the model itself, because linear attention and positions by distance fail in ways of their own. A window
+    narrower than the longest text, which a tree has no way to tell, is read off the configuration. model: the transformer
+    without its head. longest: tokens of a text.
     """
-    if model.config.vocab_size < 8:
+    windows = [getattr(model.config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    if model.config.vocab_size < 8 or any(size and size < longest for size in windows):
         return False
     was_training = model.training
     model.eval()
     generator = torch.Generator().manual_seed(0)
-    windows = [size for size in (getattr(model.config, "sliding_window", None),) if size]
-    length = min(2 * max(windows, default=8), 1024)
-    words = torch.randint(model.config.vocab_size, (3, length), generator=generator).tolist()
+    words = torch.randint(model.config.vocab_size, (3, PROBE), generator=generator).tolist()
     tree = Tree(words[0], [words[1], words[2]])
     states = []
     for trees in (tree.apart(), [tree]):

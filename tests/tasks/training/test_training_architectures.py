@@ -125,7 +125,7 @@ def test_the_likeliest_answers_are_those_of_transformers_one_by_one(name):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_trees_are_read_where_the_model_says_so(name):
     model = without_dropout(build(name)).train()
-    reads = reads_trees(model.base_model)
+    reads = reads_trees(model.base_model, 64)
     assert reads == (name not in WITHOUT_TREES)
     assert model.training
     if reads:

@@ -55,7 +55,7 @@ def same(first, second):
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("normalised", [True, False])
 def test_the_loss_is_the_papers_of_log_probabilities_from_plain_passes(llama, make_llama, tokenizer, tmp_path, together, normalised):
-    assert reads_trees(llama.base_model)
+    assert reads_trees(llama.base_model, 64)
     config = DPOConfig(beta=0.3, length_normalised=normalised)
     rows = rows_of(llama, tmp_path, config=config, together=together)
     moved = make_llama(len(tokenizer), seed=1)

@@ -291,3 +291,10 @@ def test_a_lone_possible_token_is_found_by_any_number():
         weights = torch.zeros(3, 2 * BLOCK)
         weights[:, place] = 0.3
         assert inverse(weights, torch.tensor([0.0, 0.5, 1 - 2**-24])).tolist() == [[place]] * 3
+
+
+def test_rounding_never_ends_at_a_token_of_no_weight():
+    """Blocks of 1, 1.5 * 2^-52 and 3: in fp64 the second ends at 1 + 2^-51, which is more than its weight after 1."""
+    weights = torch.zeros(1, 3 * BLOCK)
+    weights[0, [3, BLOCK + 5, 2 * BLOCK]] = torch.tensor([1.0, 1.5 * 2**-52, 3.0])
+    assert inverse(weights, torch.tensor([0.25])).item() == BLOCK + 5

@@ -102,7 +102,7 @@ def test_hidden_states_are_those_of_each_text_alone(kind):
 def test_a_model_that_reads_trees_says_so_and_is_left_as_it_was(kind, training):
     model = build(kind, **KINDS[kind]).train(training)
     state = torch.get_rng_state()
-    assert reads_trees(model)
+    assert reads_trees(model, 64)
     assert model.training == training
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -117,9 +117,9 @@ OTHERS = {
 @pytest.mark.parametrize("kind", OTHERS)
 def test_a_model_with_a_sliding_window_or_positions_by_distance_does_not_read_trees(kind):
     model = build(kind, **OTHERS[kind]).train()
-    assert not reads_trees(model)
+    assert not reads_trees(model, 64)
     assert model.training
 
 
 def test_a_window_that_is_switched_off_is_none():
-    assert reads_trees(build("mistral", **COMMON, sliding_window=None))
+    assert reads_trees(build("mistral", **COMMON, sliding_window=None), 64)
