@@ -191,7 +191,7 @@ def _online(count: int, scale: Scale, folder: Path | None, seed: int, here: Proc
     policy = without_dropout(workload.policy(folder))
     reference = without_dropout(workload.policy(folder))
     scorer, critic = (RewardModel(workload.scorer(folder)) for _ in range(2))
-    learner = Learner(Models(policy, reference_of(reference), scorer, critic), config, here)
+    learner = Learner(Models(policy, reference_of(reference), scorer, critic, rollouts.sample), config, here)
     sampling = Sampling(scale.new_tokens, scale.temperature)
     online._keep = lambda *_: None
     seen: list[dict[str, float]] = []

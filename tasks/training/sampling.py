@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from tasks.errors import PreflineError
 from tasks.training.cache import cache_for
 from tasks.training.models import left_padded, positions
 
@@ -126,16 +127,22 @@ def _next_logits(model: PreTrainedModel, tokens: Tensor, mask: Tensor | None, ca
 
 
 def _draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """A token a row and its log-probability, both (rows,). logits: (rows, vocabulary). noise: (rows,)."""
+    """A token a row and its log-probability, both (rows,). logits: (rows, vocabulary). noise: (rows,).
+
+    Raises PreflineError where logits are not finite.
+    """
     weights = F.pad(logits.float(), (0, -logits.shape[1] % BLOCK), value=-torch.inf)
     weights /= sampling.temperature or 1.0
     weights -= weights.amax(-1, keepdim=True)
     weights.exp_()
+    total = weights.sum(-1)
+    if not total.isfinite().all():
+        raise PreflineError("The policy has come apart: its logits are not finite.", "Lower the learning rate that it was trained with.")
     if sampling.temperature == 0:
         chosen = weights.argmax(-1, keepdim=True)
     else:
         chosen = inverse(weights if sampling.top_p == 1 else nucleus(weights, sampling.top_p), noise)
-    return chosen.squeeze(1), (weights.gather(1, chosen).squeeze(1) / weights.sum(-1)).log()
+    return chosen.squeeze(1), (weights.gather(1, chosen).squeeze(1) / total).log()
 
 
 def inverse(weights: Tensor, noise: Tensor) -> Tensor:

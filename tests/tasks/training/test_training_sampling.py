@@ -9,6 +9,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tasks.errors import PreflineError
 from tasks.training.logprobs import answer_logprobs
 from tasks.training.models import left_padded, positions
 from tasks.training.sampling import BLOCK, Sampling, _closed_up, inverse, nucleus, sample
@@ -130,6 +131,14 @@ def test_sampled_pairs_of_tokens_come_as_often_as_the_softmax_says(make_llama):
     assert sum(chance(0.7)) == pytest.approx(1, abs=1e-6)
     assert chisquare(counts, [count * p / sum(chance(0.7)) for p in chance(0.7)]).pvalue > 0.001
     assert chisquare(counts, [count * p / sum(chance(1.0)) for p in chance(1.0)]).pvalue < 1e-6
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_policy_that_has_come_apart_is_named(model, temperature):
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3, 0] = torch.nan
+    with pytest.raises(PreflineError, match="not finite"):
+        draw(model, temperature=temperature)
 
 
 # What an answer depends on -----------------------------------------------------------------------------------------
