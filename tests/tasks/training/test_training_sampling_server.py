@@ -266,6 +266,12 @@ def reply(tokens, why="length"):
     return 200, {"choices": [{"token_ids": tokens, "finish_reason": why}]}
 
 
+def test_an_answer_ends_at_its_eos_whatever_follows(server, asking, policy):
+    server.model = policy
+    with_more = reply([EOS, 3, 4], "length")
+    assert [EOS] in [answer.tokens for answer in served(server, asking, policy, with_more)]
+
+
 @pytest.mark.parametrize(
     ("said", "problem"),
     [
