@@ -83,7 +83,8 @@ def main() -> None:
         path.write_text(json.dumps(known, indent=1) + "\n")
         print(
             f"{what}: {found['ratio']:.2f} times ({found['ours_a_second']:.1f} and {found['peer_a_second']:.1f} a second), "
-            f"loss {found['ours_loss']:.4f} and {found['peer_loss']:.4f}, peak {found['ours_peak_mib']:.0f} and {found['peer_peak_mib']:.0f} MiB"
+            f"loss {found['ours_loss']:.4f} and {found['peer_loss']:.4f}, "
+            f"peak {found['ours_peak_mib']:.0f} and {found['peer_peak_mib']:.0f} MiB"
             + (f", {found['floor']['times_floor']:.2f} times the floor" if "floor" in found else ""),
             flush=True,
         )
