@@ -208,7 +208,7 @@ def reading(folder: Path, trl: Mapping[str, Tensor], context: int) -> dict[str, 
             "reference": in_batches(trees, AT_ONCE, lambda part: tree_logprobs(reference, part, ONLINE.temperature)[0]),
             "values": in_batches(trees, AT_ONCE, lambda part: models.critic.values(part)),
         }
-        scores = in_batches(trees, AT_ONCE, models.reward_model)
+        scores = [score for score, _ in in_batches(trees, AT_ONCE, models.scores)]
     width = mask.shape[1]
     own = {
         name: torch.tensor([row[:length] + [0.0] * (width - length) for row, length in zip(rows, lengths, strict=True)])
@@ -220,7 +220,7 @@ def reading(folder: Path, trl: Mapping[str, Tensor], context: int) -> dict[str, 
     penalised = torch.tensor(scores) - ONLINE.no_stop_penalty * (1 - torch.tensor(stopped).float())
     found["ppo, scores"] = {"apart": apart(penalised, trl["scores"])}
     episodes = [
-        Episode(tree, stop, score, *(rows[i][:length] for rows in said.values()))
+        Episode(tree, stop, score, 0.0, *(rows[i][:length] for rows in said.values()))
         for i, (tree, stop, score, length) in enumerate(zip(trees, stopped, scores, lengths, strict=True))
     ]
     rollout = weigh(episodes, ONLINE, ONLINE.kl.weight)
@@ -241,9 +241,10 @@ def gradients(model: nn.Module) -> Gradients:
 
 
 def apart(own: float | Tensor, theirs: float | Tensor) -> float:
-    """|own - theirs| / |theirs|, of numbers or of whole tensors."""
+    """|own - theirs| / |theirs|, of numbers or of whole tensors; beside what is 0 but for rounding, the difference itself."""
     own, theirs = torch.as_tensor(own).double(), torch.as_tensor(theirs).double()
-    return float((own - theirs).norm() / theirs.norm())
+    size = float(theirs.norm())
+    return float((own - theirs).norm()) / (size if size > 1e-6 else 1.0)
 
 
 def compared(own: float, theirs: float, gradient: Gradients, of_trl: Gradients) -> Found:

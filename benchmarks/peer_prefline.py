@@ -16,9 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +26,7 @@ import numpy as np
 import torch
 import transformers
 import workload
+from clock import Clock
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -333,43 +332,6 @@ def _seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - begun
 
 
-class Clock:
-    """How long was spent in what; what is within something else is taken off it."""
-
-    def __init__(self) -> None:
-        self.spent: Counter[str] = Counter()
-        self._within = ["other"]
-        self._since = time.perf_counter()
-
-    def enter(self, name: str) -> None:
-        self._count()
-        self._within.append(name)
-
-    def leave(self) -> None:
-        self._count()
-        self._within.pop()
-
-    def _count(self) -> None:
-        now = time.perf_counter()
-        self.spent[self._within[-1]] += now - self._since
-        self._since = now
-
-    @contextmanager
-    def on(self, name: str) -> Iterator[None]:
-        self.enter(name)
-        try:
-            yield
-        finally:
-            self.leave()
-
-    def timing(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            with self.on(name):
-                return function(*arguments, **named)
-
-        return call
-
-
 def profile(what: str, count: int, scale: Scale, folder: Path | None, seed: int) -> dict[str, Any]:
     """Shares of the time: passes with a gradient to come (forward) and without (reading), backward, and so on."""
     clock = Clock()
@@ -388,7 +350,7 @@ def profile(what: str, count: int, scale: Scale, folder: Path | None, seed: int)
             if part is not None:
                 part.register_forward_pre_hook(lambda *_: clock.enter("forward" if torch.is_grad_enabled() else "reading"))
                 part.register_forward_hook(lambda *_: clock.leave())
-    clock.spent.clear()
+    clock.start()
     with clock.on("other"):
         seconds = _seconds(job.work)
     return {"seconds": seconds, "shares": {name: round(value / seconds, 4) for name, value in clock.spent.most_common()}}

@@ -1,1 +1,1 @@
-"""Training: one loop for SFT and reward models, rollouts and PPO, and the formulas they rest on."""
+"""Training: one loop for SFT and reward models, every way to optimise a policy, and the formulas they rest on."""

@@ -151,8 +151,8 @@ def fit(
             if here.main:
                 write_checkpoint(checkpoints, kept)
             last_saved = time.monotonic()
-    if state.best:
-        here.load(model, state.best)
+    if state.best_look >= 0:
+        here.load(model, here.from_main(lambda: state.best))  # with sharding the main process alone has them
     return state
 
 

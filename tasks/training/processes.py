@@ -48,7 +48,8 @@ class Processes:
             raise EnvironmentRefused("compute.device: cuda, but torch sees no GPU here.", "Set compute.device to auto or cpu.")
         AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())  # another stage may have wanted another precision
         precision = "bf16" if config.precision == "bf16" else "no"
-        self._accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=precision)
+        cpu = config.device == "cpu" or (config.processes > 1 and not torch.cuda.is_available())  # accelerate would start one alone
+        self._accelerator = Accelerator(cpu=cpu, mixed_precision=precision)
         if self._accelerator.num_processes != config.processes:
             raise EnvironmentRefused(
                 f"compute.processes is {config.processes}, but {self._accelerator.num_processes} run.",

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from flows.methods import compare_methods
 from flows.pipeline import LINE
 from flows.record import new_run_id, read_record
 from flows.run import run_line
 from flows.settings import load_config
+from tasks.evaluation.compared import Compared
 from tasks.registry.ask import ask
 from tasks.registry.store import open_store
 
@@ -73,3 +75,12 @@ def test_the_line_ends_with_a_champion_that_answers_and_is_not_trained_twice(sma
     record = read_record(small_project, second.run)
     assert {stage.name: stage.state for stage in record.stages if stage.state != "skipped"} == {"baseline": "done"}
     assert second.decision.decision == "already champion"
+
+    compared = compare_methods(small_project, config, ["ppo", "dpo"], run=new_run_id())
+    record = read_record(small_project, compared.run)
+    worked = {stage.name for stage in record.stages if stage.state == "done"}
+    assert worked == {"best_of_n", "baseline ppo", "policy dpo", "baseline dpo", "evaluate dpo"}
+    found = Compared.load(small_project / "runs" / compared.run)
+    assert [(row.method, row.error) for row in found.methods] == [("ppo", ""), ("dpo", "")]
+    assert all(row.reached.gold_gain and len(row.path) > 1 for row in found.methods)
+    assert [best.n for best in found.best_of_n] == [1, 2, 4, 8, 16]

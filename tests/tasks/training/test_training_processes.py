@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tasks.errors import EnvironmentRefused
-from tasks.training.loop import fit, own_batches
+from tasks.training.loop import Validation, fit, own_batches
 from tasks.training.models import RewardModel, load_policy, save
 from tasks.training.processes import Processes, layers_of, use_threads
 from tasks.training.reward_model import Group, group_loss
@@ -23,7 +23,9 @@ ROOT = Path(__file__).parents[3]
 EOS = 1
 ROWS = [SFTRow([3, *range(10, 10 + n), 4], [*range(50, 50 + m), EOS]) for n, m in itertools.product((1, 4, 7), (1, 3, 9))]
 GROUPS = [Group([3, 40 + n, 4], [[60 + n, EOS], [*range(70, 71 + n), EOS], [99, EOS]], [(0, 1), (2, 1)], together=True) for n in range(9)]
-CONFIG = FitConfig(epochs=2, batch=3, learning_rate=1e-2, tokens_at_once=30, checkpoint_seconds=0)
+CONFIG = FitConfig(epochs=2, batch=3, learning_rate=1e-2, tokens_at_once=30, checkpoint_seconds=0, looks=3)
+FIRST = Validation(lambda model, share: {"share": share}, "share", higher_is_better=False)
+"""Of three looks it likes the first."""
 KINDS = {"sft": (load_policy, ROWS, sft_loss), "reward": (lambda folder: RewardModel.from_policy(folder, seed=0), GROUPS, group_loss)}
 
 PROGRAM = """
@@ -39,7 +41,8 @@ try_it(Path({folder!r}), Path({policy!r}), {sharding!r})
 
 def try_it(folder, policy_folder, sharding):
     """What each of two processes does; each leaves what it found as JSON."""
-    here = Processes(ComputeConfig(device="cpu", processes=2, sharding=sharding))
+    device = "cpu" if torch.cuda.is_available() else "auto"  # this machine may have fewer than two GPUs
+    here = Processes(ComputeConfig(device=device, processes=2, sharding=sharding))
     found = {}
     for kind in KINDS:
         told, model = fitted(kind, policy_folder, folder / kind, here)
@@ -49,6 +52,9 @@ def try_it(folder, policy_folder, sharding):
     with suppress(KeyboardInterrupt):
         fitted("sft", policy_folder, folder / "stopped", here, stop_after=4)
     found["resumed"], _ = fitted("sft", policy_folder, folder / "stopped", here)
+    _, first = fitted("reward", policy_folder, folder / "best", here, validation=FIRST)
+    if here.main:
+        torch.save(first.state_dict(), folder / "best.pt")
     own = here.share(list(range(7)))
     found["share"], found["join"] = own, here.join([value * 10 for value in own])
     found["total"] = here.total(torch.tensor([float(len(own))])).item()
@@ -77,7 +83,7 @@ def two(request, tmp_path_factory, tokenizer, make_llama):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)], folder
 
 
-def fitted(kind, policy_folder, checkpoints, here=None, stop_after=None):
+def fitted(kind, policy_folder, checkpoints, here=None, stop_after=None, validation=None):
     """The losses of all steps, and the model."""
     make, rows, loss = KINDS[kind]
     model, told = make(policy_folder), []
@@ -87,7 +93,7 @@ def fitted(kind, policy_folder, checkpoints, here=None, stop_after=None):
         if done == stop_after:
             raise KeyboardInterrupt
 
-    fit(model, rows, loss, CONFIG, seed=5, checkpoints=checkpoints, report=report, here=here)
+    fit(model, rows, loss, CONFIG, seed=5, checkpoints=checkpoints, report=report, here=here, validation=validation)
     return told, (here.plain(model) if here else model)
 
 
@@ -100,6 +106,16 @@ def test_two_processes_have_the_losses_and_weights_of_one(two, tmp_path, kind):
     weights = torch.load(folder / f"{kind}.pt")
     for name, value in model.state_dict().items():
         torch.testing.assert_close(weights[name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_two_processes_end_in_the_weights_of_the_best_look(two, tmp_path):
+    _, folder = two
+    _, model = fitted("reward", folder / "policy", tmp_path, validation=FIRST)
+    weights = torch.load(folder / "best.pt")
+    last = torch.load(folder / "reward.pt")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(weights[name], value, atol=1e-4, rtol=1e-3)
+    assert not torch.equal(weights["body.score.weight"], last["body.score.weight"])
 
 
 def test_two_processes_go_on_from_their_checkpoint(two):

@@ -360,7 +360,7 @@ def test_a_ranking_of_four_becomes_one_group_of_four_texts_and_six_pairs(tokeniz
     assert len(group.texts) == 4
     assert sorted(group.pairs) == sorted(RANKING.pairs)
     assert group.weight == other.weight == 1.0
-    assert group.width == sum(map(len, group.texts))
+    assert group.width == 4 * max(map(len, group.texts))
     group.together = True
     assert group.width == sum(map(len, group.texts)) - 3 * len(group.prompt)
 
