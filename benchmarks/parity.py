@@ -29,13 +29,15 @@ from torch import Tensor, nn
 from transformers import LlamaForSequenceClassification, PreTrainedModel
 
 from tasks.training.adapters import reference_of
+from tasks.training.batches import in_batches
 from tasks.training.dpo import Row, preference_loss, set_reference
 from tasks.training.estimators import whiten
+from tasks.training.logprobs import tree_logprobs
 from tasks.training.loop import accumulate
 from tasks.training.models import RewardModel, load_policy
 from tasks.training.processes import Processes
 from tasks.training.reward_model import Group, group_loss
-from tasks.training.rollouts import Episode, Models, Rollout, in_batches, tree_logprobs, weigh
+from tasks.training.rollouts import Episode, Models, Rollout, weigh
 from tasks.training.sft import SFTRow, sft_loss
 from tasks.training.trees import Tree
 from tasks.training.updates import Learner
@@ -202,13 +204,17 @@ def reading(folder: Path, trl: Mapping[str, Tensor], context: int) -> dict[str, 
     trees = trees_of(trl, context, lengths)
     models = models_at(folder, trl)
     mask = (~trl["padding_mask"]).float()
+
+    def told(read: Callable[[list[Tree]], Tensor]) -> list[Any]:
+        return in_batches(trees, AT_ONCE, lambda part: read(part).tolist())
+
     with torch.inference_mode(), models.reference() as reference:
         said = {
-            "log-probabilities": in_batches(trees, AT_ONCE, lambda part: tree_logprobs(models.policy, part, ONLINE.temperature)[0]),
-            "reference": in_batches(trees, AT_ONCE, lambda part: tree_logprobs(reference, part, ONLINE.temperature)[0]),
-            "values": in_batches(trees, AT_ONCE, lambda part: models.critic.values(part)),
+            "log-probabilities": told(lambda part: tree_logprobs(models.policy, part, ONLINE.temperature)[0]),
+            "reference": told(lambda part: tree_logprobs(reference, part, ONLINE.temperature)[0]),
+            "values": told(models.critic.values),
         }
-        scores = [score for score, _ in in_batches(trees, AT_ONCE, models.scores)]
+        scores = [score for score, _ in told(models.scores)]
     width = mask.shape[1]
     own = {
         name: torch.tensor([row[:length] + [0.0] * (width - length) for row, length in zip(rows, lengths, strict=True)])

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from tasks.errors import PreflineError
 from tasks.training.adapters import with_adapters
-from tasks.training.batches import microbatches
+from tasks.training.batches import in_batches, microbatches
 from tasks.training.logprobs import tree_logprobs
 from tasks.training.losses import dpo_loss, ipo_loss
 from tasks.training.models import load_policy, with_checkpointing
@@ -95,30 +95,19 @@ def set_reference(policy: PreTrainedModel, rows: list[Row], config: DPOConfig, h
     Worked out once and kept beside the checkpoints, in the precision of training, so that implicit rewards begin at 0.
     """
 
+    def read(part: list[Row]) -> list[list[float]]:
+        with here.autocast():
+            logprobs = whole_logprobs(policy, part, config.length_normalised)
+        return [values.tolist() for values in logprobs.split([len(row.group.answers) for row in part])]
+
     def make() -> dict[str, Tensor]:
         policy.eval()
-        own = here.share(list(enumerate(rows)))
-        found: dict[int, list[float]] = {}
-        for part in microbatches([_Placed(place, row) for place, row in own], config.tokens_at_once):
-            with here.autocast():
-                logprobs = whole_logprobs(policy, [placed.row for placed in part], config.length_normalised)
-            cut = logprobs.split([len(placed.row.group.answers) for placed in part])
-            found |= {placed.place: values.tolist() for placed, values in zip(part, cut, strict=True)}
-        return {"logprobs": torch.tensor([value for values in here.join([found[place] for place, _ in own]) for value in values])}
+        own = in_batches(here.share(rows), config.tokens_at_once, read)
+        return {"logprobs": torch.tensor([value for values in here.join(own) for value in values])}
 
     given = iter(once(checkpoints / "reference", here, make)["logprobs"].tolist())
     for row in rows:
         row.reference = [next(given) for _ in row.group.answers]
-
-
-@dataclass(frozen=True)
-class _Placed:
-    place: int
-    row: Row
-
-    @property
-    def width(self) -> int:
-        return self.row.width
 
 
 def whole_logprobs(model: nn.Module, rows: list[Row], length_normalised: bool) -> Tensor:

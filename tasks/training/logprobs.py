@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tasks.training.trees import Layout, Tree, lay_out
+from tasks.training.losses import token_logprobs
+from tasks.training.trees import Layout, Tree, lay_out, trees_of
 
 TOKENS_AT_ONCE = 8192
 """Tokens of prompts and answers in one batch: their keys and values stay in memory."""
@@ -24,9 +25,7 @@ def tree_logprobs(model: PreTrainedModel, trees: Sequence[Tree], temperature: fl
     Padding has logprob 0 and mask 0. mask is of floats. In nats.
     """
     layout = lay_out(trees, model.device)
-    logits = _before(model, layout)[1].float() / temperature
-    targets = layout.targets[layout.mask]
-    found = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    found = token_logprobs(_before(model, layout)[1], layout.targets[layout.mask], temperature)
     return spread(found, layout.mask), layout.mask.float()
 
 
@@ -40,8 +39,7 @@ def logprobs_at(model: PreTrainedModel, trees: Sequence[Tree], places: Sequence[
     for answer, own in enumerate(places):
         wanted[answer, own] = True
     layout = replace(layout, mask=wanted.to(layout.mask.device))
-    logits = _before(model, layout)[1].float()
-    return logits.gather(-1, layout.targets[layout.mask].unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    return token_logprobs(_before(model, layout)[1], layout.targets[layout.mask])
 
 
 @dataclass(frozen=True)
@@ -74,17 +72,6 @@ def spread(found: Tensor, mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, device=found.device).masked_scatter(mask.bool(), found)
 
 
-def answer_logprobs(
-    model: PreTrainedModel, prompts: list[list[int]], answers: list[list[int]], temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities of given answers under the model: (logprobs, mask, entropy), each (rows, longest answer).
-
-    Padding has logprob 0, mask 0. Entropy, in nats, has no gradient.
-    """
-    read = read_answers(model, [Tree(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)], temperature)
-    return read.logprobs, read.mask, read.entropy
-
-
 def rows_at_once(prompts: list[list[int]], answers: list[list[int]], tokens_at_once: int) -> int:
     """How many rows of prompt + answer make a batch of at most tokens_at_once, padding included; at least one."""
     return max(1, tokens_at_once // max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)))
@@ -98,8 +85,7 @@ def given_logprobs(model: PreTrainedModel, prompts: list[list[int]], answers: li
     found: list[list[float]] = []
     for first in range(0, len(prompts), size):
         batch = answers[first : first + size]
-        trees = [Tree(prompt, [answer]) for prompt, answer in zip(prompts[first : first + size], batch, strict=True)]
-        logprobs, _ = tree_logprobs(model, trees, temperature)
+        logprobs, _ = tree_logprobs(model, trees_of(prompts[first : first + size], batch), temperature)
         found += [row[: len(answer)] for row, answer in zip(logprobs.tolist(), batch, strict=True)]
     return found
 

@@ -16,7 +16,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
     logits: (..., vocabulary), before temperature. tokens: (...). Returns (...), in nats, in fp32.
     Gathers before it normalises, so that a second tensor of the vocabulary's size is never kept.
     """
-    scaled = logits.float() / temperature
+    scaled = logits.float() if temperature == 1 else logits.float() / temperature
     return scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
 
 

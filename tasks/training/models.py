@@ -11,7 +11,6 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from tasks.data.records import digest
 from tasks.errors import ConfigError
-from tasks.training.batches import microbatches
+from tasks.training.batches import in_batches
 from tasks.training.processes import layers_of
 from tasks.training.trees import Layout, Tree, lay_out
 from tasks.training_config import ComputeConfig
@@ -206,27 +205,17 @@ class RewardModel(nn.Module):
 @torch.inference_mode()
 def score_trees(model: nn.Module, trees: Sequence[Tree], tokens_at_once: int = 8192) -> list[list[float]]:
     """Scores of each tree's answers, in the trees' order, whatever their neighbours. model: a reward model or an ensemble."""
-    scores: list[list[float]] = [[]] * len(trees)
-    for part in microbatches([_Placed(place, tree) for place, tree in enumerate(trees)], tokens_at_once):
-        found = iter(model([one.tree for one in part]).tolist())
-        for one in part:
-            scores[one.place] = list(islice(found, len(one.tree.answers)))
-    return scores
+
+    def read(part: list[Tree]) -> list[list[float]]:
+        scores = iter(model(part).tolist())
+        return [list(islice(scores, len(tree.answers))) for tree in part]
+
+    return in_batches(trees, tokens_at_once, read)
 
 
 def score_texts(model: nn.Module, rows: list[list[int]], tokens_at_once: int = 8192) -> list[float]:
     """Scores of token rows, in their order, whatever their neighbours."""
     return [score for (score,) in score_trees(model, [Tree([], [row]) for row in rows], tokens_at_once)]
-
-
-@dataclass(frozen=True)
-class _Placed:
-    place: int
-    tree: Tree
-
-    @property
-    def width(self) -> int:
-        return self.tree.width
 
 
 def describe(model: PreTrainedModel) -> dict[str, str | int]:

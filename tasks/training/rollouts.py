@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from tasks.training.adapters import Reference
-from tasks.training.batches import microbatches
+from tasks.training.batches import in_batches
 from tasks.training.ensemble import Ensemble
 from tasks.training.estimators import (
     explained_variance,
@@ -31,7 +31,7 @@ from tasks.training.logprobs import Reading, read_answers, spread, tree_logprobs
 from tasks.training.models import RewardModel
 from tasks.training.onlooker import Stats
 from tasks.training.sampling import Sampler, Sampling, sample
-from tasks.training.trees import Tree
+from tasks.training.trees import Tree, trees_of
 from tasks.training_config import PolicyConfig
 
 
@@ -100,10 +100,10 @@ class Episode:
 def ask(models: Models, prompts: list[list[int]], config: PolicyConfig, sampling: Sampling, eos: int, noise: Tensor) -> list[Episode]:
     """An answer to each prompt, read once by each of the models. noise: a row of `Sampling.noise` for each prompt."""
     found = models.sampler(models.policy, prompts, sampling, eos, noise)
-    trees = [Tree(prompt, [answer.tokens]) for prompt, answer in zip(prompts, found, strict=True)]
+    trees = trees_of(prompts, [answer.tokens for answer in found])
 
     def told(read: Callable[[list[Tree]], Tensor]) -> list[Any]:
-        return in_batches(trees, config.tokens_at_once, read)
+        return in_batches(trees, config.tokens_at_once, lambda part: read(part).tolist())
 
     def values(part: list[Tree]) -> Tensor:
         if isinstance(models.critic, RewardModel):
@@ -118,23 +118,6 @@ def ask(models: Models, prompts: list[list[int]], config: PolicyConfig, sampling
         Episode(tree, answer.stopped, score, unsure, answer.logprobs, theirs[: len(answer.tokens)], valued[: len(answer.tokens)])
         for tree, answer, (score, unsure), theirs, valued in zip(trees, found, scores, reference, critic, strict=True)
     ]
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A row of a batch, by its place in it."""
-
-    place: int
-    width: int
-
-
-def in_batches(trees: Sequence[Tree], tokens_at_once: int, read: Callable[[list[Tree]], Tensor]) -> list[Any]:
-    """What read says of each tree (a number, or a padded row), in their order, read in batches of similar length."""
-    found: list[Any] = [None] * len(trees)
-    for part in microbatches([Placed(i, tree.width) for i, tree in enumerate(trees)], tokens_at_once):
-        for row, said in zip(part, read([trees[row.place] for row in part]).tolist(), strict=True):
-            found[row.place] = said
-    return found
 
 
 @dataclass

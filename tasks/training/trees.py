@@ -33,6 +33,11 @@ class Tree:
         return [Tree(self.prompt, [answer]) for answer in self.answers]
 
 
+def trees_of(prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> list[Tree]:
+    """Prompts with an answer to each, as a tree each."""
+    return [Tree(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
 @dataclass(frozen=True)
 class Layout:
     """Trees as a batch. tokens: (rows, width). attention: (rows, 1, width, width), None for causal; positions likewise.

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from tasks.errors import PreflineError
-from tasks.training.batches import microbatches
+from tasks.training.batches import Placed, microbatches
 from tasks.training.estimators import kl_estimate
 from tasks.training.logprobs import read_answers
 from tasks.training.loop import order_of_epoch, seed_of
 from tasks.training.losses import clipped_value_loss, ppo_policy_loss
 from tasks.training.onlooker import Stats
 from tasks.training.processes import Processes
-from tasks.training.rollouts import Models, Placed, Rollout
+from tasks.training.rollouts import Models, Rollout
 from tasks.training.sft import SFTRow, sft_loss
 from tasks.training_config import PolicyConfig
 
@@ -81,7 +81,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(len(tree.answers[0]) for tree in batch.trees)
         totals = dict.fromkeys(self._figures(), torch.zeros((), device=self.here.device))
-        rows = sorted((Placed(i, tree.width) for i, tree in enumerate(batch.trees)), key=lambda row: -row.width)
+        rows = sorted((Placed(i, tree) for i, tree in enumerate(batch.trees)), key=lambda row: -row.width)
         for part in microbatches(self.here.share(rows), self.config.tokens_at_once):
             with self.here.autocast():
                 loss, figures = self._loss(batch.rows([row.place for row in part], self.here.device))

@@ -18,10 +18,10 @@ from tasks.evaluation.evaluate import evaluate
 from tasks.evaluation.result import Evaluation
 from tasks.stage import Context, StageResult
 from tasks.training.base import train_tokenizer
-from tasks.training.logprobs import answer_logprobs
+from tasks.training.logprobs import tree_logprobs
 from tasks.training.models import RewardModel, save
 from tasks.training.sampling import Sampling
-from tasks.training.trees import Tree
+from tasks.training.trees import Tree, trees_of
 
 QUESTIONS = [f"How warm is the {item}?" for item in ("lamp", "kettle", "chair", "desk", "clock", "mirror", "rug", "shelf", "vase", "fan")]
 SHOP = Path(__file__).parents[3] / "data" / "shop.yaml"
@@ -226,7 +226,7 @@ def test_batches_have_no_effect_on_logprobs(policy_folder, monkeypatch):
     speaker = Speaker.load(policy_folder)
     prompts = [[user(text)] for text in ("How warm is the red lamp?", "Sorry", "What?")]
     tokens = [[5, 6, 7], [8], [9, 10]]
-    whole, _, _ = answer_logprobs(speaker.model, [speaker.vocabulary.encode(p) for p in prompts], tokens, 1.0)
+    whole, _ = tree_logprobs(speaker.model, trees_of([speaker.vocabulary.encode(p) for p in prompts], tokens), 1.0)
     monkeypatch.setattr("tasks.evaluation.answers.TOKENS_AT_ONCE", 1)
     assert [len(row) for row in speaker.logprobs(prompts, tokens, 1.0)] == [3, 1, 2]
     for row, expected in zip(speaker.logprobs(prompts, tokens, 1.0), whole.tolist(), strict=True):

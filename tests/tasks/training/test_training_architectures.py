@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tasks.training.logprobs import answer_logprobs, tree_logprobs
+from tasks.training.logprobs import tree_logprobs
 from tasks.training.loop import fit
 from tasks.training.models import RewardModel, load_policy, save, score_texts, without_dropout
 from tasks.training.sampling import Sampling, sample
-from tasks.training.trees import Tree, reads_trees
+from tasks.training.trees import Tree, reads_trees, trees_of
 from tasks.training_config import FitConfig
 
 EOS = 1
@@ -102,7 +102,7 @@ def test_sampling_and_answer_logprobs_see_one_policy(name, temperature):
     found = sample(model, prompts, sampling, EOS, sampling.noise(len(prompts), seed=0))
     answers = [answer.tokens for answer in found]
     assert len({len(answer) for answer in answers}) > 2  # rows left the batch at different times
-    logprobs, _, _ = answer_logprobs(model, prompts, answers, temperature)
+    logprobs, _ = tree_logprobs(model, trees_of(prompts, answers), temperature)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1] / temperature

@@ -1,4 +1,4 @@
-"""Cutting rows into batches: every row once, within the budget, and no cheaper cut."""
+"""Cutting rows into batches: every row once, within the budget, no cheaper cut; and told in their order."""
 
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.training.batches import CALL, microbatches
+from tasks.training.batches import CALL, in_batches, microbatches
 from tasks.training.reward_model import Group
+from tasks.training.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,15 @@ def test_microbatches_of_groups_keep_to_the_budget(shapes, budget):
     groups = [Group([5], [[7] * longest] * texts, [(0, 0)], together=bool(texts % 2)) for texts, longest in shapes]
     for batch in microbatches(groups, budget):
         assert len(batch) == 1 or len(batch) * max(group.width for group in batch) <= budget
+
+
+def test_rows_are_told_in_their_own_order_however_they_are_batched():
+    trees = [Tree([0] * n, [[n]]) for n in (3, 9, 1, 7)]
+    read = []
+
+    def widths(part):
+        read.append([tree.width for tree in part])
+        return [tree.width for tree in part]
+
+    assert in_batches(trees, 1, widths) == [4, 10, 2, 8]
+    assert read == [[10], [8], [4], [2]]

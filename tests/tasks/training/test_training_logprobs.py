@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tasks.training import logprobs as module
-from tasks.training.logprobs import answer_logprobs, given_logprobs, logprobs_at
-from tasks.training.trees import Tree
+from tasks.training.logprobs import given_logprobs, logprobs_at, read_answers
+from tasks.training.trees import Tree, trees_of
 
 EOS = 1
 PROMPTS = [[3, 4, 5, 6, 7], [8], [3, 1, 4], [9, 8, 7, 6, 5, 4, 3], [2, 2], [5]]
@@ -33,7 +33,7 @@ def plain_logprobs(model, prompt, answer, temperature):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_logprobs_are_those_of_one_text_at_a_time(model, temperature):
-    logprobs, _, _ = answer_logprobs(model, PROMPTS, ANSWERS, temperature)
+    logprobs = read_answers(model, trees_of(PROMPTS, ANSWERS), temperature).logprobs
     for row, prompt, answer in zip(logprobs.tolist(), PROMPTS, ANSWERS, strict=True):
         assert row[: len(answer)] == pytest.approx(plain_logprobs(model, prompt, answer, temperature), abs=1e-5)
 
@@ -54,7 +54,8 @@ def test_logprobs_of_some_tokens_are_those_of_all_of_them(model):
 
 
 def test_padding_has_logprob_0_so_that_its_ratio_is_1_and_its_kl_0(model):
-    logprobs, mask, entropy = answer_logprobs(model, PROMPTS, ANSWERS, 1.0)
+    read = read_answers(model, trees_of(PROMPTS, ANSWERS), 1.0)
+    logprobs, mask, entropy = read.logprobs, read.mask, read.entropy
     assert mask.sum(1).tolist() == [float(len(answer)) for answer in ANSWERS]
     assert logprobs[mask == 0].abs().max() == 0
     assert entropy[mask == 0].abs().max() == 0
@@ -63,7 +64,7 @@ def test_padding_has_logprob_0_so_that_its_ratio_is_1_and_its_kl_0(model):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_entropy_is_that_of_the_tempered_distribution(model, temperature):
-    _, _, entropy = answer_logprobs(model, PROMPTS, ANSWERS, temperature)
+    entropy = read_answers(model, trees_of(PROMPTS, ANSWERS), temperature).entropy
     logprobs = (next_logits(model, PROMPTS[3] + ANSWERS[3][:2]) / temperature).log_softmax(-1)
     assert entropy[3, 2].item() == pytest.approx(-(logprobs.exp() * logprobs).sum().item(), abs=1e-5)
 
@@ -71,7 +72,7 @@ def test_entropy_is_that_of_the_tempered_distribution(model, temperature):
 def test_the_gradient_of_a_padded_batch_is_that_of_its_rows_alone(model):
     def gradient(prompts, answers):
         model.zero_grad()
-        logprobs, _, _ = answer_logprobs(model, prompts, answers, 0.7)
+        logprobs = read_answers(model, trees_of(prompts, answers), 0.7).logprobs
         logprobs.sum().backward()
         return [parameter.grad.clone() for parameter in model.parameters()]
 
@@ -83,11 +84,11 @@ def test_the_gradient_of_a_padded_batch_is_that_of_its_rows_alone(model):
 def test_the_language_model_head_runs_on_the_answers_positions_only(model):
     seen = []
     model.get_output_embeddings().register_forward_hook(lambda _, args, output: seen.append(output.numel()))
-    answer_logprobs(model, PROMPTS, ANSWERS, 1.0)
+    read_answers(model, trees_of(PROMPTS, ANSWERS), 1.0)
     assert seen == [sum(len(answer) for answer in ANSWERS) * 12]
 
 
 def test_asking_for_logprobs_leaves_nothing_behind_on_the_model(model):
     before = next_logits(model, [2, 3, 4])
-    answer_logprobs(model, PROMPTS, ANSWERS, 1.0)
+    read_answers(model, trees_of(PROMPTS, ANSWERS), 1.0)
     torch.testing.assert_close(next_logits(model, [2, 3, 4]), before, rtol=0, atol=0)

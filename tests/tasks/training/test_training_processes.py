@@ -173,7 +173,10 @@ def test_bf16_computes_in_it_and_keeps_weights_in_fp32(policy_folder, tmp_path):
 
     model = load_policy(policy_folder)
     told = []
-    report = lambda *_, **metrics: told.append(metrics["loss"])  # noqa: E731
+
+    def report(*_, **metrics):
+        told.append(metrics["loss"])
+
     fit(model, ROWS, loss, CONFIG, seed=5, checkpoints=tmp_path / "b", report=report, here=here)
     exact, _ = fitted("sft", policy_folder, tmp_path / "a")
     assert set(seen) == {torch.bfloat16}

@@ -8,7 +8,7 @@ from torch import nn
 
 from tasks.training.ensemble import Ensemble
 from tasks.training.estimators import group_advantages, leave_one_out_advantages
-from tasks.training.rollouts import Episode, ValueHead, in_batches, weigh
+from tasks.training.rollouts import Episode, ValueHead, weigh
 from tasks.training.trees import Tree
 from tasks.training_config import GRPOConfig, KLConfig, PolicyConfig, PPOConfig
 
@@ -91,18 +91,6 @@ def test_what_fits_in_memory_does_not_change_a_rollout(models, roll_out, tokens_
     assert whole.trees == parts.trees
     for name in ("logprobs", "reference", "values", "advantages", "returns"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
-
-
-def test_rows_are_told_in_their_own_order_however_they_are_batched():
-    trees = [Tree([0] * n, [[n]]) for n in (3, 9, 1, 7)]
-    read = []
-
-    def widths(part):
-        read.append([tree.width for tree in part])
-        return torch.tensor([float(tree.width) for tree in part])
-
-    assert in_batches(trees, 1, widths) == [4, 10, 2, 8]
-    assert read == [[10], [8], [4], [2]]
 
 
 def test_an_ensemble_scores_as_it_combines_and_says_how_far_its_members_differ(models, roll_out):

@@ -10,9 +10,10 @@ from scipy.stats import chisquare
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.errors import PreflineError
-from tasks.training.logprobs import answer_logprobs
+from tasks.training.logprobs import tree_logprobs
 from tasks.training.models import left_padded, positions
 from tasks.training.sampling import BLOCK, Sampling, _closed_up, inverse, nucleus, sample
+from tasks.training.trees import trees_of
 
 EOS = 1
 PROMPTS = [[3, 4, 5, 6, 7], [8], [3, 1, 4], [9, 8, 7, 6, 5, 4, 3], [2, 2], [5]]
@@ -77,7 +78,7 @@ def test_temperature_0_takes_the_likeliest_token_each_time(model):
 def test_logprobs_kept_while_sampling_are_those_of_a_fresh_forward(model, temperature):
     answers = draw(model, temperature=temperature, seed=3)
     assert len({len(answer.tokens) for answer in answers}) > 2
-    fresh, mask, _ = answer_logprobs(model, PROMPTS, [answer.tokens for answer in answers], temperature)
+    fresh, mask = tree_logprobs(model, trees_of(PROMPTS, [answer.tokens for answer in answers]), temperature)
     for row, (prompt, answer) in enumerate(zip(PROMPTS, answers, strict=True)):
         length = len(answer.tokens)
         assert mask[row].tolist() == [1.0] * length + [0.0] * (mask.shape[1] - length)
@@ -266,7 +267,7 @@ def test_tokens_outside_the_nucleus_are_never_drawn_and_the_others_in_proportion
 def test_logprobs_are_of_the_whole_distribution_whatever_the_nucleus(model):
     """So that the ratio of new to old policy is 1 on the first pass: those of training know of no nucleus either."""
     answers = draw(model, temperature=0.7, seed=3, top_p=0.6)
-    fresh, _, _ = answer_logprobs(model, PROMPTS, [answer.tokens for answer in answers], 0.7)
+    fresh, _ = tree_logprobs(model, trees_of(PROMPTS, [answer.tokens for answer in answers]), 0.7)
     for row, answer in zip(fresh.tolist(), answers, strict=True):
         assert row[: len(answer.tokens)] == pytest.approx(answer.logprobs, abs=1e-5)
 

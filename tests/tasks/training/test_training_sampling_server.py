@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from tasks.errors import ConfigError, PreflineError
 from tasks.training import sampling_server
 from tasks.training.adapters import with_adapters
-from tasks.training.logprobs import answer_logprobs
+from tasks.training.logprobs import tree_logprobs
 from tasks.training.online import optimise
 from tasks.training.processes import Processes
 from tasks.training.rollouts import Models, ask
@@ -145,7 +145,7 @@ def test_logprobs_are_of_the_policy_that_is_trained_so_that_ratios_begin_at_1(as
     config = PolicyConfig(temperature=0.9)
     kept = Models(policy, models.reference, models.reward_model, models.critic, asking())
     episodes = ask(kept, PROMPTS, config, SAMPLING, EOS, noise())
-    fresh, _, _ = answer_logprobs(policy, PROMPTS, [episode.tree.answers[0] for episode in episodes], 0.9)
+    fresh, _ = tree_logprobs(policy, [episode.tree for episode in episodes], 0.9)
     for row, episode in zip(fresh.tolist(), episodes, strict=True):
         assert episode.logprobs == pytest.approx(row[: len(episode.logprobs)], abs=1e-5)
 
