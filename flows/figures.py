@@ -20,6 +20,8 @@ MAIN = {
 """By stage; a stage that has none of these shows the first three of its metrics."""
 
 SHOWN = 3
+NOTHING = "–"
+"""Where there is no figure."""
 
 
 def main_figures(stage: str, metrics: Metrics) -> str:
@@ -40,3 +42,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def memory(size: int) -> str:
+    """Bytes as people buy them; 0 are unknown."""
+    return f"{size / 2**30:.2f} GiB" if size else NOTHING

@@ -42,7 +42,8 @@ MANIFEST = "manifest.json"
 class StageResult(BaseModel):
     """What a stage hands on: where its outputs are and what they hash to. Small enough to pass between tasks.
 
-    digest: of all output files. seconds: of the work that made them. skipped: why nothing ran this time, or "".
+    digest: of all output files. seconds: of the work that made them. peak_bytes: of memory that it took, 0 where nobody
+    measured. skipped: why nothing ran this time, or "".
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,6 +54,7 @@ class StageResult(BaseModel):
     digest: str
     metrics: Metrics
     seconds: float
+    peak_bytes: int = 0
     skipped: str = ""
 
 
@@ -71,7 +73,7 @@ class StageRun:
 
     out: the folder to fill. failed: where that folder will lie if the stage fails, for messages that point into it.
     checkpoints: a folder that outlives a kill, emptied when the stage is done. root: the project's folder.
-    nothing_to_do: set it to a reason where an outside store already holds the result.
+    nothing_to_do: set it to a reason where an outside store already holds the result. peak_bytes: set it where memory matters.
     """
 
     stage: str
@@ -81,6 +83,7 @@ class StageRun:
     root: Path
     observers: Sequence[Observer] = ()
     nothing_to_do: str = ""
+    peak_bytes: int = 0
 
     def report(self, done: int, total: int, **metrics: float) -> None:
         """Tell how far the work is; metrics belong to step `done`."""
@@ -225,6 +228,7 @@ def _publish(name: str, key: str, identity: dict[str, Any], run: StageRun, folde
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "seconds": round(seconds, 3),
+        "peak_bytes": run.peak_bytes,
         "metrics": metrics,
         "files": files,
         "digest": _digest_of(files),
@@ -238,7 +242,14 @@ def _publish(name: str, key: str, identity: dict[str, Any], run: StageRun, folde
         run.out.replace(folder)
     shutil.rmtree(run.checkpoints.parent, ignore_errors=True)
     return StageResult(
-        stage=name, key=key, path=folder, digest=manifest["digest"], metrics=metrics, seconds=manifest["seconds"], skipped=run.nothing_to_do
+        stage=name,
+        key=key,
+        path=folder,
+        digest=manifest["digest"],
+        metrics=metrics,
+        seconds=manifest["seconds"],
+        peak_bytes=run.peak_bytes,
+        skipped=run.nothing_to_do,
     )
 
 
@@ -266,6 +277,7 @@ def read_result(folder: Path) -> StageResult | None:
             digest=manifest["digest"],
             metrics=manifest["metrics"],
             seconds=manifest["seconds"],
+            peak_bytes=manifest["peak_bytes"],
             skipped="unchanged",
         )
     except (OSError, ValueError, KeyError, TypeError):  # no manifest, or not a whole one

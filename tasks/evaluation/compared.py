@@ -38,12 +38,13 @@ class Step(Finding):
 
 
 class MethodRow(Finding):
-    """A method. error: why it came to nothing, or "". seconds: of optimising, without evaluation."""
+    """A method. error: why it came to nothing, or "". seconds, peak_bytes: of optimising, without evaluation; 0 bytes are unknown."""
 
     method: str
     error: str = ""
     reached: Reached | None = None
     seconds: float = 0.0
+    peak_bytes: int = 0
     path: tuple[Step, ...] = ()
 
 

@@ -56,7 +56,8 @@ def method_row(method: str, policy: StageResult, evaluated: StageResult, bootstr
         length=found.policy.length,
         stopped=found.policy.stopped,
     )
-    return MethodRow(method=method, reached=reached, seconds=policy.seconds, path=path_of(policy.path, bootstrap))
+    way = path_of(policy.path, bootstrap)
+    return MethodRow(method=method, reached=reached, seconds=policy.seconds, peak_bytes=policy.peak_bytes, path=way)
 
 
 def path_of(folder: Path, bootstrap: Bootstrap) -> tuple[Step, ...]:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-CALL = 512
+import torch
+
+CALL = 4096 if torch.cuda.is_available() else 160
 """What one pass costs beside its tokens, in tokens (`peer_prefline.py sweep` of benchmarks/ measures it): smaller batches
-waste less on padding, but each has its calls."""
+waste less on padding, but each has its calls, and a GPU waits for them."""
 
 MOST = 256
 """Rows of a batch: no longer list of batches to look at from a row, and more rows would not make a pass cheaper."""

@@ -28,7 +28,7 @@ import torch.distributed as dist
 import tasks.errors
 from tasks.errors import PreflineError
 from tasks.stage import Metrics, Settings, Stage, StageResult, StageRun
-from tasks.training.memory import memory_errors
+from tasks.training.memory import forget_peak, memory_errors, peak_bytes
 
 POLL_SECONDS = 0.1
 LOG_LINES = 20
@@ -40,8 +40,11 @@ def side_by_side(body: Callable[..., Metrics]) -> Callable[..., Metrics]:
     @functools.wraps(body)
     def started(config: Settings, *, run: StageRun, **inputs: StageResult) -> Metrics:
         if config.compute.processes == 1 or dist.is_torchelastic_launched():
+            forget_peak()
             with memory_errors(run.stage, config):
-                return body(config, run=run, **inputs)
+                metrics = body(config, run=run, **inputs)
+            run.peak_bytes = peak_bytes()
+            return metrics
         with tempfile.TemporaryDirectory(prefix="prefline-") as folder:
             desk = _Desk(Path(folder))
             desk.order.write_text(json.dumps(_order(body, config, run, inputs)), encoding="utf-8")
@@ -71,6 +74,9 @@ class _Desk:
     @property
     def error(self) -> Path:
         return self.folder / "error.json"
+
+    def peak(self, rank: int) -> Path:
+        return self.folder / f"peak-{rank}.txt"
 
     @property
     def log(self) -> Path:
@@ -116,6 +122,7 @@ def _watch(desk: _Desk, processes: int, run: StageRun) -> Metrics:
             f"{run.stage}: the processes ended without a result (killed, perhaps for memory?). The last they said:\n    {last}",
             "Run again: it goes on from the last checkpoint.",
         )
+    run.peak_bytes = sum(int(desk.peak(rank).read_text(encoding="ascii")) for rank in range(processes))
     return json.loads(desk.result.read_text(encoding="utf-8"))
 
 
@@ -185,6 +192,7 @@ def _work(desk: _Desk) -> None:
             with suppress(FileExistsError), desk.error.open("x", encoding="utf-8") as file:  # the first to fail is the cause
                 json.dump({"kind": type(error).__name__, "said": told}, file)
             os._exit(1)  # the siblings may wait for this process for ever: torchrun ends them
+        desk.peak(int(os.environ["RANK"])).write_text(str(run.peak_bytes), encoding="ascii")
         if main:
             desk.result.write_text(json.dumps(metrics), encoding="utf-8")
     dist.destroy_process_group()

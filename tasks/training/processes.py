@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from tasks.errors import EnvironmentRefused
+from tasks.training.memory import keep_freed_memory
 from tasks.training_config import ComputeConfig
 
 IDLE_SECONDS = 0.2
@@ -46,6 +47,7 @@ class Processes:
     def __init__(self, config: ComputeConfig) -> None:
         if config.device == "cuda" and not torch.cuda.is_available():
             raise EnvironmentRefused("compute.device: cuda, but torch sees no GPU here.", "Set compute.device to auto or cpu.")
+        keep_freed_memory()
         AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())  # another stage may have wanted another precision
         precision = "bf16" if config.precision == "bf16" else "no"
         cpu = config.device == "cpu" or (config.processes > 1 and not torch.cuda.is_available())  # accelerate would start one alone

@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from rich.console import Console
 
 from flows.methods import OWN, SHARED, compare_methods
-from flows.methods_table import failures, methods_markdown, methods_table
+from flows.methods_table import failures, lines_of, methods_markdown, methods_table
 from flows.prefect_side import as_task, show_compared
 from flows.record import new_run_id, read_record
 from flows.run import FlowRun
@@ -276,6 +276,13 @@ def test_columns_without_a_figure_are_left_out(compare):
     assert "SFT model 1 – 0.00 8.0 50% –" in lines
     assert "best of 2 1.5 – 0.19 – – –" in lines
     assert any(line.startswith("ppo 1.5 0.750 (0.50–1.00) 2.00 9.0 75% ") for line in lines)
+
+
+def test_peak_memory_is_shown_where_it_was_measured(compare):
+    _, found = compare("ppo")
+    measured = found.model_copy(update={"methods": (found.methods[0].model_copy(update={"peak_bytes": 3 * 2**29}),)})
+    assert [line.memory for line in lines_of(measured)][:2] == ["–", "1.50 GiB"]
+    assert " | time | memory |" in methods_markdown(measured)
 
 
 def test_as_a_prefect_flow(prefect_server, compare, project):

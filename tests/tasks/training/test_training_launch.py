@@ -19,6 +19,8 @@ from tasks.training.launch import side_by_side
 from tasks.training.processes import Processes
 
 ROOT = Path(__file__).parents[3]
+LEAST = 50 * 2**20
+"""Bytes: a process that has imported torch takes more."""
 
 
 @stage("pair", reads=("seed", "compute", "model"), package="training")
@@ -53,10 +55,11 @@ def perform(folder, what, processes=2):
     for name in ("out", "checkpoints"):
         (folder / name).mkdir(exist_ok=True)
     watcher = Watcher()
-    run = StageRun("pair", folder / "out", folder / "failed", folder / "checkpoints", folder, [watcher])
+    run = watcher.run = StageRun("pair", folder / "out", folder / "failed", folder / "checkpoints", folder, [watcher])
     config = PipelineConfig.model_validate({"seed": 7, "model": what, "compute": {"device": "cpu", "processes": processes}})
     data = StageResult(stage="data", key="k", path=folder, digest="abc", metrics={}, seconds=0.0)
-    return pair.body(Settings(config, pair.reads), data=data, run=run), watcher.told
+    watcher.metrics = pair.body(Settings(config, pair.reads), data=data, run=run)
+    return watcher
 
 
 @pytest.fixture(autouse=True)
@@ -66,15 +69,17 @@ def importable(monkeypatch):
 
 
 def test_the_main_process_reports_writes_and_returns(tmp_path):
-    metrics, told = perform(tmp_path, "work")
-    assert metrics == {"rank": 0, "count": 2, "total": 1.0, "seed": 7}
-    assert told == [("pair", 1, 2, {"loss": 0.5, "rank": 0.0}), ("pair", 2, 2, {})]
+    watcher = perform(tmp_path, "work")
+    assert watcher.metrics == {"rank": 0, "count": 2, "total": 1.0, "seed": 7}
+    assert watcher.told == [("pair", 1, 2, {"loss": 0.5, "rank": 0.0}), ("pair", 2, 2, {})]
+    assert watcher.run.peak_bytes > 2 * LEAST  # of both
     assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {"0.txt": "abc"}
 
 
 def test_one_process_needs_no_others(tmp_path):
-    metrics, told = perform(tmp_path, "work", processes=1)
-    assert (metrics["count"], len(told)) == (1, 2)
+    watcher = perform(tmp_path, "work", processes=1)
+    assert (watcher.metrics["count"], len(watcher.told)) == (1, 2)
+    assert watcher.run.peak_bytes > LEAST
     assert int((tmp_path / "checkpoints" / "pid-0").read_text()) == os.getpid()
     assert not dist.is_initialized()
 

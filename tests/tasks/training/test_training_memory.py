@@ -1,5 +1,6 @@
 """Out of memory, with a real limit on a real process."""
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from tasks.config import PipelineConfig
 from tasks.errors import EnvironmentRefused
 from tasks.stage import Settings
-from tasks.training.memory import memory_errors
+from tasks.training.memory import forget_peak, keep_freed_memory, memory_errors, peak_bytes
 
 ROOT = Path(__file__).parents[3]
 
@@ -50,3 +51,39 @@ def test_the_key_is_that_of_the_method(method, key):
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="shapes"), memory_errors("sft", settings()):
         raise RuntimeError("shapes do not match")
+
+
+BIG = 2**26
+"""Numbers: 256 MiB."""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of a part of a process's life")
+def test_the_peak_is_of_what_came_after_it_was_forgotten():
+    keep_freed_memory()
+    forget_peak()
+    before = peak_bytes()
+    torch.ones(BIG)  # freed at once, and kept by glibc
+    after = peak_bytes()
+    assert after - before == pytest.approx(4 * BIG, rel=0.1)
+    forget_peak()
+    assert peak_bytes() - before < BIG
+
+
+PASSES = """
+import resource, torch
+from tasks.training.memory import keep_freed_memory
+keep_freed_memory()
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**25)
+before = faults()
+for _ in range(20):
+    torch.ones(2**25)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems' memory is not told what to keep")
+def test_memory_that_was_freed_is_there_for_the_next_pass():
+    """A tensor of 128 MiB is 32,768 pages: handed back, each of twenty passes would touch them as if new."""
+    out = subprocess.run([sys.executable, "-c", PASSES], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert int(out) < 3 * 32_768
