@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import PreTrainedModel
-from workload import SMOLLM, TINY, Scale
+from workload import SCALES, Scale
 
 from tasks.training import batches, online, rollouts
 from tasks.training.adapters import reference_of
@@ -40,7 +39,7 @@ from tasks.training.dpo import Row, preference_loss, set_reference
 from tasks.training.loop import fit, order_of_epoch, own_batches
 from tasks.training.models import RewardModel, left_padded, positions, without_dropout
 from tasks.training.onlooker import Look
-from tasks.training.processes import Processes
+from tasks.training.processes import Processes, layers_of
 from tasks.training.reward_model import Group, group_loss
 from tasks.training.rollouts import Models, Rollout
 from tasks.training.sampling import Sampling, sample
@@ -49,29 +48,31 @@ from tasks.training.trees import Layout, Tree, lay_out, reads_trees
 from tasks.training.updates import Learner
 from tasks.training_config import ComputeConfig, DPOConfig, FitConfig, KLConfig, PolicyConfig, PPOConfig
 
-ANSWER_LENGTH = 20
-"""Mean tokens of an answer where sampling alone is timed: the tiny model's EOS is made so likely."""
-
 
 @dataclass(frozen=True)
 class Job:
-    """work(): what is timed. loss(): how good the result is. models: what passes go through. bare(): the floor of work, which has run."""
+    """work(): what is timed. loss(): how good the result is. models: what passes go through. bare(): the floor of work, which has run.
+
+    flops(): floating-point operations of the blocks of the models that did work: 2 a weight and token forward, 4 backward.
+    """
 
     work: Callable[[], None]
     loss: Callable[[], float]
     models: list[PreTrainedModel]
     bare: Callable[[], Callable[[], None]]
+    flops: Callable[[], int]
 
 
 def prepare(what: str, count: int, scale: Scale, folder: Path | None, seed: int) -> Job:
     """Rows as tokens, models loaded: all but the work itself."""
-    here = Processes(ComputeConfig(device="cpu"))
-    if what == "ppo":
-        return _online(count, scale, folder, seed, here)
+    here = _here(scale)
+    if what in workload.ONLINE:
+        return _online(what, count, scale, folder, seed, here)
     words = workload.tokenizer(folder)
     found = workload.rankings(count, scale.prompt, scale.reply, answers=4 if what == "group" else 2)
     rows = [workload.encoded(words, row) for row in found]
     config = {
+        "epochs": 1.0,
         "batch": scale.rankings if what == "group" else scale.batch,
         "learning_rate": scale.learning_rate,
         "schedule": "linear",
@@ -122,21 +123,35 @@ def _fitted(
         order = order_of_epoch(len(rows), seed, 0)
         windows = [[rows[i] for i in order[first : first + config.batch]] for first in range(0, len(rows), config.batch)]
         parts = [part for window in windows for part, _ in own_batches(window, config.tokens_at_once, here)]
-        layouts = [lay_out(_trees(part)) for part in parts]
-        reference = [lay_out(_trees(part)) for part in batches.microbatches(rows, config.tokens_at_once)] if what == "dpo" else []
+        layouts = [lay_out(_trees(part), here.device) for part in parts]
+        asked = batches.microbatches(rows, config.tokens_at_once) if what == "dpo" else []
+        reference = [lay_out(_trees(part), here.device) for part in asked]
         read = _read_end if what == "reward" else _read_answers
 
         def passes() -> None:
-            with torch.inference_mode():
+            with torch.inference_mode(), here.autocast():
                 for layout in reference:
                     read(transformer, layout)
             for layout in layouts:
-                read(transformer, layout).backward()
+                with here.autocast():
+                    loss = read(transformer, layout)
+                loss.backward()
                 model.zero_grad(set_to_none=True)
 
         return passes
 
-    return Job(work, lambda: workload.held_out_loss(what, transformer, scale, folder), [transformer], bare)
+    tokens = sum(row.width for row in rows)
+    each = 8 if what == "dpo" else 6  # the reference reads too
+    loss_of = partial(workload.held_out_loss, what, transformer, scale, folder)
+    return Job(work, loss_of, [transformer], bare, lambda: each * _weights_of_blocks(transformer) * tokens)
+
+
+def _weights_of_blocks(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for block in layers_of(model) for parameter in block.parameters())
+
+
+def _here(scale: Scale) -> Processes:
+    return Processes(ComputeConfig(device=scale.device, precision="bf16" if scale.device == "cuda" else "fp32"))
 
 
 def _trees(part: list[Any]) -> list[Tree]:
@@ -169,7 +184,7 @@ def _read_values(model: PreTrainedModel, layout: Layout) -> Tensor:
 # PPO -----------------------------------------------------------------------------------------------------------------
 
 
-def _online(count: int, scale: Scale, folder: Path | None, seed: int, here: Processes) -> Job:
+def _online(what: str, count: int, scale: Scale, folder: Path | None, seed: int, here: Processes) -> Job:
     words = workload.tokenizer(folder, "left")
     questions = workload.rankings(count, scale.question, scale.reply)
     prompts = [workload.encoded(words, row)[0] for row in questions]
@@ -187,9 +202,11 @@ def _online(count: int, scale: Scale, folder: Path | None, seed: int, here: Proc
         choose="last",
         ppo=PPOConfig(critic_learning_rate=scale.online_learning_rate),
     )
-    policy = without_dropout(workload.policy(folder))
-    reference = without_dropout(workload.policy(folder))
-    scorer, critic = (RewardModel(workload.scorer(folder)) for _ in range(2))
+    policy, reference = (without_dropout(workload.policy(folder)).to(here.device) for _ in range(2))
+    if what == "ppo-mixed":
+        for model in (policy, reference):
+            workload.end_sometimes(model, scale.temperature)
+    scorer, critic = (RewardModel(workload.scorer(folder)).to(here.device) for _ in range(2))
     learner = Learner(Models(policy, reference_of(reference), scorer, critic, rollouts.sample), config, here)
     sampling = Sampling(scale.new_tokens, scale.temperature)
     online._keep = lambda *_: None
@@ -216,19 +233,25 @@ def _online(count: int, scale: Scale, folder: Path | None, seed: int, here: Proc
 
         def passes() -> None:
             for asked, read, taught in rounds:
-                _bare_sampling(policy, *asked)
-                with torch.inference_mode():
+                with torch.inference_mode(), here.autocast():
+                    _bare_sampling(policy, *asked)
                     for layout in read:
                         _read_answers(reference, layout), _read_end(scorer.body, layout), _read_values(critic.body, layout)
                 for layout in taught * config.epochs:
-                    _read_answers(policy, layout).backward()
-                    _read_values(critic.body, layout).backward()
+                    with here.autocast():
+                        loss = _read_answers(policy, layout) + _read_values(critic.body, layout)
+                    loss.backward()
                     learner.models.trained.zero_grad(set_to_none=True)
 
         return passes
 
     bodies = [policy, reference, scorer.body, critic.body]
-    return Job(work, lambda: -statistics.fmean(stats["reward_with_penalty"] for stats in seen), bodies, bare)
+
+    def flops() -> int:
+        tokens = sum(tree.width for rollout in learnt for tree in rollout.trees)
+        return (2 * 6 * config.epochs + 2 * 4) * _weights_of_blocks(policy) * tokens  # all four models read, two of them learn
+
+    return Job(work, lambda: -statistics.fmean(stats["reward_with_penalty"] for stats in seen), bodies, bare, flops)
 
 
 def _bare_round(
@@ -237,11 +260,10 @@ def _bare_round(
     """What is read in a round: prompts, mask and tokens of sampling; batches of scoring; batches of a minibatch, which is all answers."""
     prompts, mask = left_padded([tree.prompt for tree in rollout.trees])
     answers = pad_sequence([torch.tensor(tree.answers[0]) for tree in rollout.trees], batch_first=True)
-    layouts = [lay_out(part) for part in batches.microbatches(rollout.trees, config.tokens_at_once)]
-    return (prompts, mask, answers), layouts, layouts
+    layouts = [lay_out(part, here.device) for part in batches.microbatches(rollout.trees, config.tokens_at_once)]
+    return (prompts.to(here.device), mask.to(here.device), answers.to(here.device)), layouts, layouts
 
 
-@torch.inference_mode()
 def _bare_sampling(model: PreTrainedModel, prompts: Tensor, mask: Tensor, answers: Tensor) -> None:
     """The passes that sampling these answers takes, where none leaves the batch."""
     cache = cache_for(model)
@@ -261,16 +283,20 @@ def sampled(what: str, count: int, scale: Scale, folder: Path | None, seed: int)
     """Tokens of answers a second, by our sample() or by transformers' generate(), in batches of scale.answers."""
     words = workload.tokenizer(folder, "left")
     prompts = [workload.encoded(words, row)[0] for row in workload.rankings(count, scale.question, scale.reply)]
-    model = without_dropout(workload.policy(folder)).eval()
-    if folder is None:
-        _end_after(model, ANSWER_LENGTH, scale.temperature, words.eos_token_id)
+    here = _here(scale)
+    model = without_dropout(workload.policy(folder)).to(here.device).eval()
+    if folder is None or scale.device == "cuda":  # random weights never say EOS
+        workload.end_sometimes(model, scale.temperature)
     draw = {"sampling": _by_us, "generate": _by_transformers}[what]
-    draw(model, prompts[:8], Scale(**vars(scale) | {"new_tokens": 4}), words.eos_token_id, seed)  # warm
     lengths: list[int] = []
-    begun = time.perf_counter()
-    for first in range(0, count, scale.answers):
-        lengths += draw(model, prompts[first : first + scale.answers], scale, words.eos_token_id, seed + first)
-    seconds = time.perf_counter() - begun
+
+    def work() -> None:
+        for first in range(0, count, scale.answers):
+            lengths.extend(draw(model, prompts[first : first + scale.answers], scale, words.eos_token_id, seed + first))
+
+    with here.autocast():
+        draw(model, prompts[:8], replace(scale, new_tokens=4), words.eos_token_id, seed)  # warm
+        seconds = _seconds(work)
     return {
         "a_second": sum(lengths) / seconds,
         "seconds": seconds,
@@ -278,17 +304,6 @@ def sampled(what: str, count: int, scale: Scale, folder: Path | None, seed: int)
         "loss": statistics.fmean(lengths),
         "versions": {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0]},
     }
-
-
-def _end_after(model: PreTrainedModel, length: int, temperature: float, eos: int) -> None:
-    """Give the head a bias that makes EOS as likely at every token as answers of this mean length need."""
-    head, rate = model.get_output_embeddings(), 1 / length
-    biased = nn.Linear(head.in_features, head.out_features)
-    with torch.no_grad():
-        biased.weight.copy_(head.weight)
-        biased.bias.zero_()
-        biased.bias[eos] = temperature * math.log(rate / (1 - rate) * (head.out_features - 1))
-    model.set_output_embeddings(biased)
 
 
 def _by_us(model: PreTrainedModel, prompts: list[list[int]], scale: Scale, eos: int, seed: int) -> list[int]:
@@ -299,7 +314,7 @@ def _by_us(model: PreTrainedModel, prompts: list[list[int]], scale: Scale, eos: 
 @torch.inference_mode()
 def _by_transformers(model: PreTrainedModel, prompts: list[list[int]], scale: Scale, eos: int, seed: int) -> list[int]:
     torch.manual_seed(seed)
-    tokens, mask = left_padded(prompts)
+    tokens, mask = (tensor.to(model.device) for tensor in left_padded(prompts))
     how = {"do_sample": True, "temperature": scale.temperature, "top_k": 0, "top_p": 1.0, "pad_token_id": 0, "eos_token_id": eos}
     said = model.generate(input_ids=tokens, attention_mask=mask, max_new_tokens=scale.new_tokens, **how)[:, tokens.shape[1] :].tolist()
     return [row.index(eos) + 1 if eos in row else len(row) for row in said]
@@ -312,6 +327,7 @@ def timed(what: str, count: int, scale: Scale, folder: Path | None, seed: int) -
     job = prepare(what, count, scale, folder, seed)
     seconds = _seconds(job.work)
     found = {"a_second": count / seconds, "seconds": seconds, "peak_mib": workload.peak_mib(), "loss": job.loss()}
+    found["tflops_a_second"] = job.flops() / seconds / 1e12
     return found | {"versions": {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0]}}
 
 
@@ -329,6 +345,8 @@ def floor(what: str, count: int, scale: Scale, folder: Path | None, seed: int) -
 def _seconds(work: Callable[[], None]) -> float:
     begun = time.perf_counter()
     work()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - begun
 
 
@@ -359,11 +377,17 @@ def profile(what: str, count: int, scale: Scale, folder: Path | None, seed: int)
 def sweep(scale: Scale, folder: Path | None) -> dict[str, Any]:
     """What a pass costs beside its tokens, in tokens: the straight line through the times of batches of 1 to 64 rows."""
     width = 2 * (sum(scale.prompt) + sum(scale.reply)) // 4
-    policy = workload.policy(folder)
+    policy, here = workload.policy(folder).to(scale.device), _here(scale)
     tokens, seconds = [], []
+
+    def passes(layout: Layout) -> None:
+        with here.autocast():
+            loss = _read_answers(policy, layout)
+        loss.backward()
+
     for rows in (1, 2, 4, 8, 16, 32, 64):
-        layout = lay_out([Tree([2] * (width // 2), [[3] * (width - width // 2)])] * rows)
-        times = [_seconds(lambda layout=layout: _read_answers(policy, layout).backward()) for _ in range(8)]
+        layout = lay_out([Tree([2] * (width // 2), [[3] * (width - width // 2)])] * rows, scale.device)
+        times = [_seconds(partial(passes, layout)) for _ in range(8)]
         tokens.append(rows * width)
         seconds.append(statistics.median(times[1:]))
     # Relative errors count alike: else the widest batches alone would say what the narrowest cost
@@ -374,21 +398,22 @@ def sweep(scale: Scale, folder: Path | None) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("kind", choices=["time", "floor", "profile", "sweep"])
-    parser.add_argument("what", nargs="?", help="sft, reward, group, dpo, ppo; time alone: sampling, generate")
+    parser.add_argument("what", nargs="?", help="sft, reward, group, dpo, ppo, ppo-mixed; time alone: sampling, generate")
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0, help="of the order of the rows")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--smollm", type=Path, help="folder of SmolLM2, instead of the tiny model")
+    parser.add_argument("--model", type=Path, help="its folder, instead of the tiny model")
+    parser.add_argument("--scale", choices=list(SCALES), default="tiny")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    scale = SMOLLM if given.smollm else TINY
+    scale = SCALES[given.scale]
     if given.kind == "sweep":
-        print(json.dumps(sweep(scale, given.smollm)))
+        print(json.dumps(sweep(scale, given.model)))
         return
     measure = {"time": timed, "floor": floor, "profile": profile}[given.kind]
     if given.what in ("sampling", "generate"):
         measure = sampled
-    print(json.dumps(measure(given.what, given.rows, scale, given.smollm, given.seed)))
+    print(json.dumps(measure(given.what, given.rows, scale, given.model, given.seed)))
 
 
 if __name__ == "__main__":

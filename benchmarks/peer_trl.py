@@ -25,9 +25,10 @@ import workload
 from datasets import Dataset
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainerCallback
-from workload import SMOLLM, TINY, Ranking, Scale
+from workload import SCALES, TINY, Ranking, Scale
 
-QUIET: dict[str, Any] = {"report_to": [], "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True}
+QUIET: dict[str, Any] = {"report_to": [], "save_strategy": "no", "disable_tqdm": True}
+ON = {"cpu": {"use_cpu": True, "bf16": False}, "cuda": {"use_cpu": False, "bf16": True}}
 PLAIN: dict[str, Any] = {"gradient_checkpointing": False, "num_train_epochs": 1}
 MAX_LENGTH = 256
 STEP_ROWS = 32
@@ -88,7 +89,7 @@ def _pairs(rows: list[Ranking]) -> Dataset:
     return Dataset.from_list([{"prompt": p, "chosen": better, "rejected": worse} for p, better, worse in workload.pairs(rows)])
 
 
-TRAINERS = {"sft": sft, "reward": reward, "group": reward, "dpo": dpo, "ppo": ppo}
+TRAINERS = {"sft": sft, "reward": reward, "group": reward, "dpo": dpo, "ppo": ppo, "ppo-mixed": ppo}
 STEPS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {}),
     "reward": ("reward", {}),
@@ -105,23 +106,27 @@ STEPS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def timed(what: str, count: int, scale: Scale, folder: Path | None, seed: int) -> dict[str, Any]:
-    """An epoch's rows a second (rankings for "group", episodes for "ppo"), peak memory, and how good the model is after it."""
-    asked = scale.question if what == "ppo" else scale.prompt
+    """An epoch's rows a second (rankings for "group", episodes for PPO), peak memory, and how good the model is after it."""
+    online = what in workload.ONLINE
+    asked = scale.question if online else scale.prompt
     rows = workload.rankings(count, asked, scale.reply, answers=4 if what == "group" else 2)
     models: dict[str, PreTrainedModel] = {}
-    if what in ("sft", "dpo", "ppo"):
+    if online or what in ("sft", "dpo"):
         models["policy"] = workload.policy(folder)
-    if what in ("dpo", "ppo"):
+    if online or what == "dpo":
         models["reference"] = workload.policy(folder)
-    if what in ("reward", "group", "ppo"):
+    if online or what in ("reward", "group"):
         models["scorer"] = workload.scorer(folder)
-    if what == "ppo":
+    if online:
         models["critic"] = workload.scorer(folder)
-    batch = scale.answers if what == "ppo" else scale.batch
-    settings = QUIET | PLAIN | {"output_dir": tempfile.mkdtemp(), "seed": seed, "per_device_train_batch_size": batch}
+    if what == "ppo-mixed":
+        for name in ("policy", "reference"):
+            workload.end_sometimes(models[name], scale.temperature)
+    batch = scale.answers if online else scale.batch
+    settings = QUIET | PLAIN | ON[scale.device] | {"output_dir": tempfile.mkdtemp(), "seed": seed, "per_device_train_batch_size": batch}
     if what == "group":  # a step's rankings are 6 pairs each, in batches of the usual size
         settings["gradient_accumulation_steps"] = 6 * scale.rankings // batch
-    if what == "ppo":
+    if online:
         settings |= {"learning_rate": scale.online_learning_rate, "num_ppo_epochs": 4, "response_length": scale.new_tokens}
         settings |= {"temperature": scale.temperature, "logging_steps": 1}
     else:
@@ -131,7 +136,7 @@ def timed(what: str, count: int, scale: Scale, folder: Path | None, seed: int) -
     trainer.train()
     seconds = time.perf_counter() - begun
     found: dict[str, Any] = {"a_second": count / seconds, "seconds": seconds, "peak_mib": workload.peak_mib()}
-    if what == "ppo":
+    if online:
         rounds = [entry["objective/rlhf_reward"] for entry in trainer.state.log_history if "objective/rlhf_reward" in entry]
         found["loss"] = -sum(rounds) / len(rounds)
     else:
@@ -152,7 +157,8 @@ def step(what: str, folder: Path) -> None:
         models[name] = AutoModelForSequenceClassification.from_pretrained(folder / name, dtype=torch.float32, num_labels=1)
     scale = TINY
     rows = workload.rankings(STEP_ROWS, scale.question if what == "ppo" else scale.prompt, scale.reply)
-    settings = QUIET | PLAIN | {"output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": STEP_ROWS, "learning_rate": 1e-3}
+    settings = QUIET | PLAIN | ON["cpu"] | {"output_dir": tempfile.mkdtemp()}
+    settings |= {"per_device_train_batch_size": STEP_ROWS, "learning_rate": 1e-3}
     if what == "ppo":
         settings |= {"num_ppo_epochs": 2, "response_length": scale.new_tokens, "temperature": scale.temperature, "logging_steps": 1}
         _ppo_steps(ppo(models, rows, None, settings), folder)
@@ -217,13 +223,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0, help="of the order of the rows")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--smollm", type=Path, help="folder of SmolLM2, instead of the tiny model")
+    parser.add_argument("--model", type=Path, help="its folder, instead of the tiny model")
+    parser.add_argument("--scale", choices=list(SCALES), default="tiny")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.kind == "step":
         step(given.what, given.folder)
     else:
-        print(json.dumps(timed(given.what, given.rows, SMOLLM if given.smollm else TINY, given.smollm, given.seed)))
+        print(json.dumps(timed(given.what, given.rows, SCALES[given.scale], given.model, given.seed)))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ are made from nothing; with a folder the model in it is used instead.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,13 +33,18 @@ WORDS = [f"w{number}" for number in range(900)]
 VOCABULARY = 1024
 HELD_OUT_SEED = 1_000
 DPO_BETA = 0.1
+ANSWER_LENGTH = 20
+"""Mean tokens of an answer where lengths are mixed: EOS is made so likely."""
+ONLINE = ("ppo", "ppo-mixed")
+"""With answers that all run to their most tokens, because random weights hardly ever say EOS; and with such as end sometimes."""
 
 
 @dataclass(frozen=True)
 class Scale:
     """prompt, reply, question (a prompt of PPO and sampling): fewest and most words. batch: rows a step.
 
-    rankings: a step's, where answers are ranked. answers: a round's, in PPO, and a batch's in sampling.
+    rankings: a step's, where answers are ranked. answers: a round's, in PPO, and a batch's in sampling. device: "cpu", in fp32,
+    or "cuda", in bf16 over weights in fp32.
     """
 
     batch: int
@@ -51,10 +57,13 @@ class Scale:
     new_tokens: int
     online_learning_rate: float
     temperature: float = 0.7
+    device: str = "cpu"
 
 
 TINY = Scale(32, 16, 1e-3, (8, 48), (4, 96), (8, 32), answers=64, new_tokens=48, online_learning_rate=1e-4)
 SMOLLM = Scale(8, 4, 1e-5, (3, 8), (3, 12), (3, 8), answers=16, new_tokens=24, online_learning_rate=1e-6)
+GPU = Scale(64, 32, 1e-5, (8, 48), (4, 96), (8, 32), answers=128, new_tokens=48, online_learning_rate=1e-6, device="cuda")
+SCALES = {"tiny": TINY, "smollm": SMOLLM, "gpu": GPU}
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,17 @@ def policy(folder: Path | None = None) -> PreTrainedModel:
     return LlamaForCausalLM(_llama())
 
 
+def end_sometimes(model: PreTrainedModel, temperature: float) -> None:
+    """Give the head a bias that makes EOS as likely at every token as answers of ANSWER_LENGTH need."""
+    head, rate = model.get_output_embeddings(), 1 / ANSWER_LENGTH
+    biased = nn.Linear(head.in_features, head.out_features, device=model.device)
+    biased.weight = head.weight  # tied to the embeddings, as it was
+    with torch.no_grad():
+        biased.bias.zero_()
+        biased.bias[model.config.eos_token_id] = temperature * math.log(rate / (1 - rate) * (head.out_features - 1))
+    model.set_output_embeddings(biased)
+
+
 def scorer(folder: Path | None = None) -> PreTrainedModel:
     """A sequence classifier of one label on the same body; its head is random, the same at every call."""
     torch.manual_seed(0)
@@ -116,21 +136,24 @@ def scorer(folder: Path | None = None) -> PreTrainedModel:
     return LlamaForSequenceClassification(_llama(num_labels=1))
 
 
+LAYOUTS = {
+    "135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3},
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8},
+}
+"""Of SmolLM2-135M and Llama 3.2 1B."""
+
+
+def write_random(layout: str, folder: Path) -> None:
+    """A model of LAYOUTS with random weights, and the tokenizer of made-up words: where nothing can be downloaded, and as fast as any."""
+    torch.manual_seed(0)
+    LlamaForCausalLM(_llama(**LAYOUTS[layout], vocab_size=49152)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+
+
 def _llama(**more: int) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=1,
-        tie_word_embeddings=True,
-        **more,
-    )
+    tiny = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4}
+    always = {"max_position_embeddings": 512, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, "tie_word_embeddings": True}
+    return LlamaConfig(**{"vocab_size": VOCABULARY} | tiny | always | more)
 
 
 # What both sides are asked afterwards ------------------------------------------------------------------------------
@@ -149,10 +172,10 @@ def held_out_loss(what: str, model: PreTrainedModel, scale: Scale, folder: Path 
         nats = torch.cat([-_logprobs(model, prompt, answers[0]) for prompt, answers in rows])
         return float(nats.mean())
     if what == "dpo":
-        reference = policy(folder).eval()
+        reference = policy(folder).eval().to(model.device)
         gains = [[(_logprobs(model, p, a) - _logprobs(reference, p, a)).sum() for a in answers] for p, answers in rows]
         return float(-F.logsigmoid(DPO_BETA * _margins(gains)).mean())
-    scores = [[model(input_ids=torch.tensor([p + a])).logits.squeeze() for a in answers] for p, answers in rows]
+    scores = [[model(input_ids=torch.tensor([p + a], device=model.device)).logits.squeeze() for a in answers] for p, answers in rows]
     return float(-F.logsigmoid(_margins(scores)).mean())
 
 
@@ -161,10 +184,10 @@ def encoded(words: PreTrainedTokenizerBase, row: Ranking) -> tuple[list[int], li
     return prompt, [[*words(answer, add_special_tokens=False)["input_ids"], words.eos_token_id] for answer in row.answers]
 
 
-def _logprobs(model: nn.Module, prompt: list[int], answer: list[int]) -> Tensor:
+def _logprobs(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> Tensor:
     """log p of each of the answer's tokens, (tokens,)."""
-    logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
-    return logits.log_softmax(-1).gather(-1, torch.tensor(answer).unsqueeze(-1)).squeeze(-1)
+    logits = model(input_ids=torch.tensor([prompt + answer], device=model.device)).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(-1, torch.tensor(answer, device=model.device).unsqueeze(-1)).squeeze(-1)
 
 
 def _margins(values: list[list[Tensor]]) -> Tensor:
@@ -172,6 +195,8 @@ def _margins(values: list[list[Tensor]]) -> Tensor:
 
 
 def peak_mib() -> float:
-    """Peak resident memory of this process. Not ru_maxrss, which begins with that of the process that started it."""
+    """Peak memory of this process: on the GPU, if it used one, else resident. Not ru_maxrss, which begins with its parent's."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
