@@ -10,7 +10,7 @@ import torch
 
 CALL = 4096 if torch.cuda.is_available() else 160
 """What one pass costs beside its tokens, in tokens (`peer_prefline.py sweep` of benchmarks/ measures it): smaller batches
-waste less on padding, but each has its calls, and a GPU waits for them."""
+waste less on padding, but each has its calls. A GPU waits for them; its figure is not measured yet."""
 
 MOST = 256
 """Rows of a batch: no longer list of batches to look at from a row, and more rows would not make a pass cheaper."""
