@@ -43,13 +43,17 @@ _RESET_PEAK = "5"
 """For /proc/self/clear_refs: see proc_pid_clear_refs(5)."""
 
 
+def _glibc() -> ctypes.CDLL | None:
+    """The C library where it is GNU's: others have none of the calls below."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
 def keep_freed_memory() -> None:
     """Have glibc keep what tensors free instead of handing it back to the system, which clears every page of it again.
 
     Activations come and go with every pass: a seventh of a small model's time was page faults.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
+    if libc := _glibc():
         libc.mallopt(_M_MMAP_THRESHOLD, _KEPT)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
@@ -57,8 +61,8 @@ def keep_freed_memory() -> None:
 def forget_peak() -> None:
     """From now on `peak_bytes` is of what comes: what nobody uses any more goes back to the system first."""
     gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    if libc := _glibc():
+        libc.malloc_trim(0)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
     if torch.cuda.is_initialized():

@@ -101,12 +101,15 @@ class Line:
             self.results[name] = self.run(name)
         return self.results[name]
 
-    def run(self, name, config=None, observers=(), runs=None, **others):
-        """A stage's result, from the Line's own inputs or others. runs: a folder of its own, so that the stage runs again."""
+    def stage(self, name):
         from tasks.training import policy, scorers, stages
 
         known = (stages.base_model, stages.train_sft, scorers.train_reward_model, scorers.train_judge, policy.optimise_policy)
-        (stage,) = [one for one in known if one.name == name]
+        return next(one for one in known if one.name == name)
+
+    def run(self, name, config=None, observers=(), runs=None, **others):
+        """A stage's result, from the Line's own inputs or others. runs: a folder of its own, so that the stage runs again."""
+        stage = self.stage(name)
         context = Context(self.context.root, runs or self.context.runs, observers)
         return stage.run(
             config or PipelineConfig.model_validate(TOY), {each: others.get(each) or self[each] for each in stage.inputs}, context
@@ -177,6 +180,14 @@ def snapshot(root, turned, people, greeted):
     (root / "snapshot").mkdir()
     (root / "snapshot" / "snapshot.json").write_text(seen.model_dump_json())
     return StageResult(stage="snapshot", key="k", path=root / "snapshot", digest=seen.md5, metrics={}, seconds=0.0)
+
+
+@pytest.fixture
+def reward(policy_folder):
+    """A reward model that has learnt nothing yet."""
+    from tasks.training.models import RewardModel
+
+    return RewardModel.from_policy(policy_folder, seed=0)
 
 
 @pytest.fixture

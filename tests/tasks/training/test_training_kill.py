@@ -47,12 +47,6 @@ sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
 from test_training_kill import work
 work(json.loads(sys.argv[1]))
 """
-FUNCTIONS = {
-    "sft": ("tasks.training.stages", "train_sft"),
-    "reward_model": ("tasks.training.scorers", "train_reward_model"),
-    "judge": ("tasks.training.scorers", "train_judge"),
-    "policy": ("tasks.training.policy", "optimise_policy"),
-}
 OFTEN = {"checkpoint_seconds": 0}
 LEARNS = {"epochs": 3, "batch": 4, "looks": 2, "checkpoint_seconds": 0}
 
@@ -74,11 +68,11 @@ LEARNS = {"epochs": 3, "batch": 4, "looks": 2, "checkpoint_seconds": 0}
 def test_a_stage_killed_anywhere_ends_in_the_files_of_an_unbroken_run(line, toy, tmp_path, name, changes):
     config = toy(**changes)
     unbroken, seen = line.reported(name, tmp_path / "whole", config)
-    module, function = FUNCTIONS[name]
+    stage = line.stage(name)
     order = {
-        "module": module,
-        "function": function,
-        "inputs": {each: line[each].model_dump(mode="json") for each in inputs_of(module, function)},
+        "module": stage.body.__module__,
+        "function": stage.body.__name__,
+        "inputs": {each: line[each].model_dump(mode="json") for each in stage.inputs},
         "config": config.model_dump(mode="json"),
         "root": str(line.context.root),
         "runs": str(tmp_path / "broken"),
@@ -88,10 +82,6 @@ def test_a_stage_killed_anywhere_ends_in_the_files_of_an_unbroken_run(line, toy,
     resumed = line.run(name, config, runs=tmp_path / "broken")
     assert resumed.digest == unbroken.digest, f"killed {pause:.3f} s after report {steps} of {len(seen)}"
     assert resumed.metrics == unbroken.metrics
-
-
-def inputs_of(module, function):
-    return getattr(import_module(module), function).inputs
 
 
 def killed_after(order, steps, pause):

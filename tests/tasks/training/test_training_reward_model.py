@@ -27,28 +27,14 @@ from tasks.training.trees import Tree
 from tasks.training_config import FitConfig
 
 EOS = 1
-TEXTS = [
-    [3, 50, 60, 4, 70, EOS],
-    [3, 50, 4, EOS],
-    [3, 51, 61, 71, 81, 91, 4, 99, EOS],
-    [3, 4, 5],
-    [9],
-    [3, EOS, 4, 80],
-    [7] * 12,
-    [8, 9, EOS],
-]
-"""Eight texts of different lengths, two of them with an EOS before their end."""
-
-
-@pytest.fixture
-def reward(policy_folder):
-    return RewardModel.from_policy(policy_folder, seed=0)
 
 
 # The loss ------------------------------------------------------------------------------------------------------------
 
-RANKING = Group([3], [text[1:] for text in TEXTS[:4]], [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)])
-PAIR = Group([3], [text[1:] for text in TEXTS[5:7]], [(1, 0)])
+RANKED = [[50, 60, 4, 70, EOS], [50, 4, EOS], [51, 61, 71, 81, 91, 4, 99, EOS], [4, 5]]
+"""Answers of different lengths, one with nothing that ends it."""
+RANKING = Group([3], RANKED, [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)])
+PAIR = Group([3], [[EOS, 4, 80], [7] * 11], [(1, 0)])
 
 
 def comparison(number, chosen="Warm.", rejected="Cold.", ranking=None, prompt="How warm is the lamp?", **details):

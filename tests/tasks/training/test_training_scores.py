@@ -25,11 +25,6 @@ LONG = [text for text in TEXTS if len(text) > 1] + [[9, 9]]
 """The same, each long enough to be parted in prompt and answer."""
 
 
-@pytest.fixture
-def reward(policy_folder):
-    return RewardModel.from_policy(policy_folder, seed=0)
-
-
 # The head ------------------------------------------------------------------------------------------------------------
 
 
