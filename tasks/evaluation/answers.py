@@ -26,7 +26,10 @@ Outcome = Literal["win", "loss", "tie"]
 
 @dataclass
 class Reply:
-    """One model's answer to one prompt. length: tokens. own, judge: rewards. gold, right: None without a known truth."""
+    """One model's answer to one prompt. length: tokens. own, judge: rewards. gold, right: None without a known truth.
+
+    refused: by the phrases of evaluation.refusals.
+    """
 
     text: str
     length: int
@@ -35,13 +38,15 @@ class Reply:
     judge: float
     gold: float | None = None
     right: bool | None = None
+    refused: bool = False
 
 
 @dataclass
 class Judged:
     """A held-out prompt, each model's answer to it, and who won. baseline: None where the baseline is the SFT model.
 
-    judge, gold: the policy against the baseline; *_over_sft: against SFT.
+    judge, gold: the policy against the baseline; *_over_sft: against SFT. refuse: should the prompt be refused? None where
+    nobody says.
     """
 
     prompt: list[Message]
@@ -54,6 +59,7 @@ class Judged:
     judge_over_sft: Outcome
     gold: Outcome | None = None
     gold_over_sft: Outcome | None = None
+    refuse: bool | None = None
 
     @property
     def rival(self) -> Reply:

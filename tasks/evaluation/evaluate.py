@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.data.records import Demonstration
 from tasks.data.shop import Shop
 from tasks.data.snapshot import Dataset, Prompt, dataset
 from tasks.errors import PreflineError
@@ -19,8 +20,10 @@ from tasks.evaluation.agreement import HumanPairs, agreement, human_pairs
 from tasks.evaluation.answers import Judged, Outcome, Reply, Texts, Vocabulary, write_answers
 from tasks.evaluation.exam import Exam, Said
 from tasks.evaluation.findings import Evidence, findings
+from tasks.evaluation.forgetting import to_recite
 from tasks.evaluation.overoptimisation import Rounds, Scores
 from tasks.evaluation.plots import draw
+from tasks.evaluation.refusals import Refusals, should_refuse
 from tasks.evaluation.report import write_report
 from tasks.evaluation.result import Evaluation
 from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
@@ -60,17 +63,26 @@ def evaluate(
     vocabulary = Vocabulary.load(policy.path / "model")
     prompts, too_long = held_out(held.prompts("test"), vocabulary, config)
     sampling = Sampling(config.max_new_tokens, config.evaluation.temperature)
-    exam = Exam(prompts, vocabulary, sampling, config.seed, run, total=len(prompts) * (6 if opponent.folder else 5))
+    recited = recitation(held, vocabulary, opponent, config)
+    exam = Exam(prompts, recited, vocabulary, sampling, config.seed, run, total=len(prompts) * (6 if opponent.folder else 5))
 
-    by_policy = exam.answers_of(policy.path / "model")
-    by_sft = exam.answers_of(sft.path / "model")
-    by_opponent = exam.answers_of(opponent.folder) if opponent.folder else None
-    kl = exam.kl_from(sft.path / "model", by_policy)
+    by_policy = exam.taken_by(policy.path / "model")
+    by_sft = exam.taken_by(sft.path / "model")
+    by_opponent = exam.taken_by(opponent.folder) if opponent.folder else None
+    kl = exam.kl_from(sft.path / "model", by_policy.answers)
     pairs = comparable_pairs(held, vocabulary, config.max_tokens, exam.texts)
     scores = Scores(exam.scores_by(reward_model.path / "model"), exam.scores_by(judge.path / "model"), None)
 
     bootstrap = Bootstrap(config.evaluation.resamples, config.evaluation.confidence, config.seed)
-    rows = judged(prompts, by_policy, by_sft, by_opponent, scores, truth_of(held, prompts))
+    rows = judged(
+        prompts,
+        by_policy.answers,
+        by_sft.answers,
+        by_opponent.answers if by_opponent else None,
+        scores,
+        truth_of(held, prompts),
+        Refusals(config.evaluation.refusals),
+    )
     evidence = Evidence(
         rows=rows,
         too_long=too_long,
@@ -82,6 +94,9 @@ def evaluate(
         pairs=len(pairs),
         baseline=opponent.name,
         baseline_version=opponent.version,
+        policy_recital=by_policy.recital,
+        sft_recital=by_sft.recital,
+        baseline_recital=by_opponent.recital if by_opponent else None,
     )
     found = findings(evidence, bootstrap)
     found.save(run.out)
@@ -125,6 +140,12 @@ def comparable_pairs(held: Dataset, vocabulary: Vocabulary, max_tokens: int, tex
     return pairs
 
 
+def recitation(held: Dataset, vocabulary: Vocabulary, opponent: Opponent, config: Settings) -> list[Demonstration]:
+    """Held-out demonstrations, as many as prompts at most, that every model can read whole."""
+    tokenizers = [vocabulary.tokenizer, *([Vocabulary.load(opponent.folder).tokenizer] if opponent.folder else [])]
+    return to_recite(held.demonstrations("test"), tokenizers, config.max_tokens, config.evaluation.prompts, config.seed)
+
+
 def truth_of(held: Dataset, prompts: list[Prompt]) -> Shop | None:
     """The known truth, where it knows every one of the prompts."""
     shop = held.shop()
@@ -132,13 +153,19 @@ def truth_of(held: Dataset, prompts: list[Prompt]) -> Shop | None:
 
 
 def judged(
-    prompts: list[Prompt], by_policy: list[Said], by_sft: list[Said], by_opponent: list[Said] | None, scores: Scores, truth: Shop | None
+    prompts: list[Prompt],
+    by_policy: list[Said],
+    by_sft: list[Said],
+    by_opponent: list[Said] | None,
+    scores: Scores,
+    truth: Shop | None,
+    refusals: Refusals,
 ) -> list[Judged]:
     """A row a prompt: everybody's answer with its scores, and who won. scores: of all texts."""
     rows = []
-    for place, prompt in enumerate(prompts):
-        policy, sft = (reply(said[place], prompt, scores, truth) for said in (by_policy, by_sft))
-        opponent = reply(by_opponent[place], prompt, scores, truth) if by_opponent else None
+    for place, (prompt, refuse) in enumerate(zip(prompts, should_refuse(prompts, truth), strict=True)):
+        policy, sft = (reply(said[place], prompt, scores, truth, refusals) for said in (by_policy, by_sft))
+        opponent = reply(by_opponent[place], prompt, scores, truth, refusals) if by_opponent else None
         rival = opponent or sft
         rows.append(
             Judged(
@@ -152,12 +179,13 @@ def judged(
                 judge_over_sft=verdict(policy, sft, policy.judge, sft.judge),
                 gold=verdict_of_gold(policy, rival),
                 gold_over_sft=verdict_of_gold(policy, sft),
+                refuse=refuse,
             )
         )
     return rows
 
 
-def reply(said: Said, prompt: Prompt, scores: Scores, truth: Shop | None) -> Reply:
+def reply(said: Said, prompt: Prompt, scores: Scores, truth: Shop | None, refusals: Refusals) -> Reply:
     known = truth.gold(prompt.messages[-1]["content"], said.text) if truth else None
     return Reply(
         text=said.text,
@@ -167,6 +195,7 @@ def reply(said: Said, prompt: Prompt, scores: Scores, truth: Shop | None) -> Rep
         judge=float(scores.judge[said.score]),
         gold=known.utility if known else None,
         right=known.right if known else None,
+        refused=refusals.refuses(said.text),
     )
 
 
@@ -198,6 +227,8 @@ def metrics_of(found: Evaluation) -> Metrics:
         "length_sft": found.sft.length,
         "stopped_policy": found.policy.stopped,
         "distinct_policy": found.policy.distinct,
+        "repetition_policy": found.policy.repetition,
+        "refused_policy": found.policy.refused,
         "judge_accuracy": found.judge_accuracy[0],
         "reward_model_accuracy": found.reward_model_accuracy[0],
         "own_gain": found.over_optimisation.registered_own_gain[0],
@@ -205,7 +236,13 @@ def metrics_of(found: Evaluation) -> Metrics:
         "hacked": found.over_optimisation.hacked,
     }
     gold, gold_over_sft = found.win_rate_gold, found.win_rate_over_sft_gold
-    by_truth = {
+    where_known = {
+        "distinct_2_policy": found.policy.distinct_2,
+        "self_bleu_policy": found.policy.self_bleu,
+        "refused_rightly_policy": found.policy.refused_rightly,
+        "refused_wrongly_policy": found.policy.refused_wrongly,
+        "perplexity_policy": found.policy.perplexity,
+        "perplexity_sft": found.sft.perplexity,
         "win_rate_gold": gold.rate if gold else None,
         "win_rate_gold_low": gold.low if gold else None,
         "win_rate_over_sft_gold": gold_over_sft.rate if gold_over_sft else None,
@@ -215,4 +252,4 @@ def metrics_of(found: Evaluation) -> Metrics:
         "right_sft": found.sft.right,
         "judge_agrees_with_gold": found.judge_agrees_with_gold,
     }
-    return {name: float(value) for name, value in (metrics | by_truth).items() if value is not None}
+    return {name: float(value) for name, value in (metrics | where_known).items() if value is not None}

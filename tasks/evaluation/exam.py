@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.data.records import Message
+from tasks.data.records import Demonstration, Message
 from tasks.data.snapshot import Prompt
 from tasks.evaluation.answers import Speaker, Texts, Vocabulary
+from tasks.evaluation.forgetting import Recital, recited
 from tasks.stage import StageRun
 from tasks.training.estimators import kl_per_sequence
 from tasks.training.sampling import Sampling
@@ -32,15 +33,24 @@ class Said:
     score: int
 
 
+@dataclass(frozen=True)
+class Paper:
+    """What one model handed in. answers: one a prompt. recital: of the demonstrations, None where there are none."""
+
+    answers: list[Said]
+    recital: Recital | None
+
+
 @dataclass
 class Exam:
-    """vocabulary: the policy's; answers of a model with another one are read as text.
+    """vocabulary: the policy's; answers of a model with another one are read as text. demonstrations: to be recited.
 
     Progress is counted in answers; a pass over all prompts or texts counts as one answer to each prompt. total: of all
     passes to come.
     """
 
     prompts: list[Prompt]
+    demonstrations: list[Demonstration]
     vocabulary: Vocabulary
     sampling: Sampling
     seed: int
@@ -53,15 +63,15 @@ class Exam:
     def messages(self) -> list[list[Message]]:
         return [prompt.messages for prompt in self.prompts]
 
-    def answers_of(self, folder: Path) -> list[Said]:
-        """What the model in a folder answers to each prompt."""
+    def taken_by(self, folder: Path) -> Paper:
+        """What the model in a folder answers to each prompt, and how well it knows the demonstrations."""
         speaker = Speaker.load(folder)
         said = []
         for prompt, answer in zip(self.messages, speaker.answer(self.messages, self.sampling, self.seed, self.count), strict=True):
             tokens = speaker.in_words_of(self.vocabulary, prompt, answer)
             place = self.texts.place(self.vocabulary.encode(prompt) + tokens)
             said.append(Said(speaker.text(answer), tokens, answer.logprobs, answer.stopped, place))
-        return said
+        return Paper(said, recited(speaker.model, speaker.vocabulary.tokenizer, self.demonstrations))
 
     def kl_from(self, folder: Path, by_policy: list[Said]) -> float:
         """KL(policy || the model in a folder) in nats a sequence, at the temperature of sampling.

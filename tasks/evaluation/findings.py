@@ -11,12 +11,15 @@ import numpy as np
 
 from tasks.evaluation.agreement import Agreement
 from tasks.evaluation.answers import Judged, Outcome, Reply
+from tasks.evaluation.forgetting import Recital
 from tasks.evaluation.length import length_controlled
+from tasks.evaluation.means import mean, means
 from tasks.evaluation.overoptimisation import Gains, Rounds, Scores, gains, over_optimisation
 from tasks.evaluation.planning import detectable_rate
-from tasks.evaluation.result import Evaluation, Means, Slice, WinRate
+from tasks.evaluation.result import Evaluation, Habits, Slice, WinRate
 from tasks.evaluation.statistics import win_rate
-from tasks.training.intervals import Bootstrap, Interval
+from tasks.evaluation.text_measures import repetition
+from tasks.training.intervals import Bootstrap, Interval, mean_interval
 
 SMALLEST_SLICE = 8
 """Prompts; of fewer, a win rate says nothing."""
@@ -28,7 +31,8 @@ POINTS: dict[Outcome, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 class Evidence:
     """What was measured with models at hand. kl: nats a sequence from SFT. pairs: human comparisons behind the agreements.
 
-    too_long: test prompts left out because they leave no room for an answer.
+    too_long: test prompts left out because they leave no room for an answer. *_recital: how well each model knows the
+    held-out demonstrations, None where there are none.
     """
 
     rows: Sequence[Judged]
@@ -41,12 +45,17 @@ class Evidence:
     pairs: int
     baseline: str
     baseline_version: str | None
+    policy_recital: Recital | None = None
+    sft_recital: Recital | None = None
+    baseline_recital: Recital | None = None
 
 
 def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
     """Everything that gates and reports read, with intervals."""
     rows = evidence.rows
     registered = gains_over_sft(rows, bootstrap)
+    refuse = [row.refuse for row in rows]
+    by_baseline = [row.baseline for row in rows if row.baseline]
     over_sft = _certain(_rate(rows, lambda row: row.judge_over_sft, bootstrap))
     return Evaluation(
         prompts=len(rows),
@@ -58,10 +67,11 @@ def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
         win_rate_over_sft=over_sft,
         win_rate_over_sft_gold=_rate(rows, lambda row: row.gold_over_sft, bootstrap),
         length_controlled=_at_equal_lengths(rows, bootstrap),
-        detectable=detectable_rate(len(rows), ties=_mean([row.judge == "tie" for row in rows]), confidence=bootstrap.confidence),
-        policy=means([row.policy for row in rows]),
-        sft=means([row.sft for row in rows]),
-        baseline_means=means([row.baseline for row in rows if row.baseline]) if rows[0].baseline else None,
+        detectable=detectable_rate(len(rows), ties=mean([row.judge == "tie" for row in rows]), confidence=bootstrap.confidence),
+        policy=means([row.policy for row in rows], refuse, evidence.policy_recital),
+        sft=means([row.sft for row in rows], refuse, evidence.sft_recital),
+        baseline_means=means(by_baseline, refuse, evidence.baseline_recital) if by_baseline else None,
+        habits=habits(rows, bootstrap),
         kl=evidence.kl,
         slices=slices(rows, bootstrap),
         judge_accuracy=evidence.judge.accuracy,
@@ -95,22 +105,18 @@ def _at_equal_lengths(rows: Sequence[Judged], bootstrap: Bootstrap) -> Interval:
     return length_controlled(points, longer, [row.group_id for row in rows], bootstrap)
 
 
-def means(replies: Sequence[Reply]) -> Means:
-    """Means over one model's answers."""
-    known = [reply for reply in replies if reply.gold is not None]
-    return Means(
-        own=_mean([reply.own for reply in replies]),
-        judge=_mean([reply.judge for reply in replies]),
-        gold=_mean([reply.gold for reply in known]) if known else None,
-        right=_mean([reply.right for reply in known]) if known else None,
-        length=_mean([reply.length for reply in replies]),
-        stopped=_mean([reply.stopped for reply in replies]),
-        distinct=len({reply.text for reply in replies}) / len(replies),
+def habits(rows: Sequence[Judged], bootstrap: Bootstrap) -> Habits:
+    """Of the policy beside the SFT model."""
+    to_answer = [row for row in rows if row.refuse is False] or rows
+    return Habits(
+        repetition=_more_often(rows, lambda reply: repetition(reply.text), bootstrap),
+        refusal=_more_often(to_answer, lambda reply: float(reply.refused), bootstrap),
     )
 
 
-def _mean(values: Sequence[float | bool | None]) -> float:
-    return float(np.mean(np.array(values, dtype=float)))
+def _more_often(rows: Sequence[Judged], share: Callable[[Reply], float], bootstrap: Bootstrap) -> Interval:
+    differences = np.array([share(row.policy) - share(row.sft) for row in rows])
+    return mean_interval(differences, [row.group_id for row in rows], bootstrap)
 
 
 def slices(rows: Sequence[Judged], bootstrap: Bootstrap) -> list[Slice]:
@@ -128,8 +134,8 @@ def slices(rows: Sequence[Judged], bootstrap: Bootstrap) -> list[Slice]:
                 win_rate=_certain(_rate(kept, lambda row: row.judge, bootstrap)),
                 win_rate_gold=_rate(kept, lambda row: row.gold, bootstrap),
                 highest=_certain(_rate(kept, lambda row: row.judge, together)).high,
-                policy_length=_mean([row.policy.length for row in kept]),
-                baseline_length=_mean([row.rival.length for row in kept]),
+                policy_length=mean([row.policy.length for row in kept]),
+                baseline_length=mean([row.rival.length for row in kept]),
             )
         )
     return found
@@ -144,7 +150,7 @@ def _for_all_of(intervals: int, bootstrap: Bootstrap) -> Bootstrap:
 def agreement_with_gold(rows: Sequence[Judged]) -> float | None:
     """Share of the prompts decided by gold on which the judge names the same winner, its ties counted half."""
     points = [1 - abs(POINTS[row.judge] - POINTS[row.gold]) for row in rows if row.gold in ("win", "loss")]
-    return _mean(points) if points else None
+    return mean(points) if points else None
 
 
 def gains_over_sft(rows: Sequence[Judged], bootstrap: Bootstrap) -> Gains:

@@ -140,6 +140,7 @@ def _context(
         "headline": words.headline(found),
         "reach": words.reach(found),
         "hacking": words.over_optimisation(found),
+        "habits": words.habits(found),
         "trust": words.trust_in_judge(found),
         "comparisons": _comparisons(found),
         "models": _models(found),
@@ -221,6 +222,7 @@ def _templates(for_html: bool) -> Environment:
         rate=words.rate,
         p_value=words.p_value,
         share=words.share_with_interval,
+        share_or_dash=words.share_or_dash,
         conversation=conversation,
     )
     return environment

@@ -58,7 +58,13 @@ class Calibration(Finding):
 class Means(Finding):
     """Means over the held-out prompts for one model. own, judge: rewards. gold, right: None without a known truth.
 
-    length: tokens an answer. stopped: share that ended by themselves. distinct: distinct answers' share.
+    length: tokens an answer. stopped: share that ended by themselves. distinct: distinct answers' share. distinct_1,
+    distinct_2: distinct words and pairs of words over all of them. self_bleu: of each answer against the others, 1 where all
+    say the same. repetition: share of an answer's word fours that repeat an earlier one.
+    refused: share of answers that refuse; refused_rightly: of prompts that should be refused; refused_wrongly: of prompts that
+    should not; None where there are none, or nobody says.
+    perplexity: of a token of held-out demonstrations, by the model's own tokenizer. bits_per_byte: the same of their text, which
+    can be compared between tokenizers. None without demonstrations.
     """
 
     own: float
@@ -68,6 +74,26 @@ class Means(Finding):
     length: float
     stopped: float
     distinct: float
+    distinct_1: float | None = None
+    distinct_2: float | None = None
+    self_bleu: float | None = None
+    repetition: float = 0.0
+    refused: float = 0.0
+    refused_rightly: float | None = None
+    refused_wrongly: float | None = None
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+
+
+class Habits(Finding):
+    """What the policy does more often than the SFT model, prompt by prompt, each difference of shares with its interval.
+
+    repetition: word fours of an answer that repeat an earlier one. refusal: prompts refused that should be answered; of all
+    prompts where nobody says which should.
+    """
+
+    repetition: tuple[float, float, float]
+    refusal: tuple[float, float, float]
 
 
 class OverOptimisation(Finding):
@@ -96,7 +122,7 @@ class Evaluation(Finding):
     of people, with its interval; judge_pairs: how many. prefer_longer: the accuracy of preferring the longer answer there.
     judge_agrees_with_gold: share of the prompts that gold decides on which the judge names the same winner.
     baseline_means: None where the baseline is the SFT model. confidence: of every interval.
-    too_long: test prompts left out because they leave no room for an answer.
+    too_long: test prompts left out because they leave no room for an answer. habits: that give a hacked policy away.
     length_controlled: the judge's win rate that would be left at equal lengths, over the baseline, with its interval.
     detectable: the smallest true win rate that so many prompts show to be above one half, four times in five.
     """
@@ -127,6 +153,7 @@ class Evaluation(Finding):
     judge_agrees_with_gold: float | None = None
     confidence: float = 0.95
     too_long: int = 0
+    habits: Habits | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Evaluation:

@@ -32,6 +32,10 @@ def whole_percent(share: float) -> str:
     return f"{share * 100:.0f}{_NBSP}%"
 
 
+def share_or_dash(share: float | None) -> str:
+    return "–" if share is None else percent(share)
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """With a real minus sign; a dash for what is not known."""
     if value is None:
@@ -106,6 +110,33 @@ def _last_round(found: Evaluation, seen: OverOptimisation) -> str:
     if seen.gold_gain:
         figures += f", gold {gain_with_interval(seen.gold_gain)}"
     return f" At the last round ({found.rounds}), on the validation prompts: {figures}."
+
+
+NOTABLE = 0.05
+"""A habit is told where the policy has it so much more often than SFT, as a share, and for sure."""
+
+
+def habits(found: Evaluation) -> list[Sentence]:
+    """What a policy does that hacks its reward, in words: repeating itself, refusing what it should answer. None where it does not."""
+    if found.habits is None:
+        return []
+    told = []
+    policy, sft = found.policy, found.sft
+    if found.habits.repetition[1] > NOTABLE:
+        body = (
+            f"{percent(policy.repetition)} of the word fours of an answer occur in it before; of the SFT model's {percent(sft.repetition)}."
+        )
+        told.append(Sentence("bad", "The policy repeats itself", body))
+    if found.habits.refusal[1] > NOTABLE:
+        more = f"So many more than the SFT model: {share_with_interval(found.habits.refusal)}."
+        if policy.refused_wrongly is None or sft.refused_wrongly is None:
+            head = f"The policy refuses {percent(policy.refused)} of all prompts"
+            body = f"The SFT model refuses {percent(sft.refused)}. {more} Nobody says which of them it should refuse."
+        else:
+            head = f"The policy refuses {percent(policy.refused_wrongly)} of what it should answer"
+            body = f"The SFT model refuses {percent(sft.refused_wrongly)} of it. {more}"
+        told.append(Sentence("bad", head, body))
+    return told
 
 
 def trust_in_judge(found: Evaluation) -> Sentence:

@@ -144,8 +144,12 @@ def first_fit(rows: Sequence[SFTRow], room: int) -> list[Pack]:
 
 
 @torch.inference_mode()
+def negative_log_likelihood(model: PreTrainedModel, rows: list[SFTRow], tokens_at_once: int = 8192) -> float:
+    """Sum over all trained tokens of -log p(token), in nats."""
+    return sum(float(sft_loss(model, part)) for part in microbatches(rows, tokens_at_once))
+
+
 def perplexity(model: PreTrainedModel, rows: list[SFTRow], tokens_at_once: int = 8192) -> float:
     """exp of the mean negative log-likelihood of a trained token."""
-    model.eval()
-    total = sum(float(sft_loss(model, part)) for part in microbatches(rows, tokens_at_once))
+    total = negative_log_likelihood(model.eval(), rows, tokens_at_once)
     return float(torch.tensor(total / sum(row.weight for row in rows)).exp())

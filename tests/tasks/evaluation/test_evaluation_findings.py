@@ -10,7 +10,7 @@ from tasks.errors import PreflineError
 from tasks.evaluation.agreement import agreement, human_pairs
 from tasks.evaluation.answers import Texts
 from tasks.evaluation.evaluate import metrics_of
-from tasks.evaluation.findings import agreement_with_gold, findings, gains_over_sft, means, slices
+from tasks.evaluation.findings import agreement_with_gold, findings, gains_over_sft, slices
 from tasks.evaluation.overoptimisation import Gains, Rounds, gains, gains_of_round, is_hacked, over_optimisation
 from tasks.evaluation.result import Evaluation, WinRate
 from tasks.training.intervals import Bootstrap
@@ -87,16 +87,6 @@ def test_rounds_are_read_as_training_writes_them(tmp_path):
     (tmp_path / "rounds.json").write_text(json.dumps({**body, "rounds": body["rounds"][1:]}))
     with pytest.raises(PreflineError, match="round 0"):
         Rounds.load(tmp_path)
-
-
-def test_means_by_hand(make_rows):
-    replies = [row.policy for row in make_rows(prompts=4)]
-    for place, reply in enumerate(replies):
-        reply.text, reply.length, reply.stopped = ("same" if place < 2 else str(place)), 10 + place, place != 3
-        reply.own, reply.judge, reply.gold, reply.right = float(place), 2.0 * place, 1.0, place == 0
-    found = means(replies)
-    assert (found.own, found.judge, found.gold, found.right) == (1.5, 3.0, 1.0, 0.25)
-    assert (found.length, found.stopped, found.distinct) == (11.5, 0.75, 0.75)
 
 
 def test_slices_need_eight_prompts(make_rows):
