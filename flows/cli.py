@@ -144,6 +144,20 @@ def status(run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id or
 
 
 @app.command()
+def report(run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id or its beginning; the newest by default.")] = "") -> None:
+    """Write the page of a run that is over, and the same as Markdown; say where they are."""
+    root = project_root()
+    with quick_imports():
+        from flows.page import write_page
+        from flows.record import read_record
+        from tasks.evaluation.report import MARKDOWN
+
+    page = write_page(read_record(root, run), root)
+    for file in (page, page.with_name(MARKDOWN)):
+        print(file.relative_to(root))
+
+
+@app.command()
 def compare_runs(
     first: Annotated[str, typer.Argument(metavar="A", help="A run's id or its beginning.")],
     second: Annotated[str, typer.Argument(metavar="B", help="Another's; the newest by default.")] = "",

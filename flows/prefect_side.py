@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from flows.clock import own_time, prefect_time
 from flows.local_server import answers, local_server
 from flows.methods_table import methods_markdown
-from flows.record import RunRecord
+from flows.record import RunRecord, folder_of
 from flows.summary import gate_rows, markdown
 from tasks.config import PipelineConfig
 from tasks.errors import EnvironmentRefused
 from tasks.evaluation.compared import Compared
+from tasks.evaluation.report import MARKDOWN
 from tasks.stage import Context, Stage, StageResult
 
 if TYPE_CHECKING:
@@ -180,14 +181,16 @@ def show_picture(path: Path, name: str) -> None:
         create_image_artifact(f"data:image/png;base64,{picture}", key=_key(name), description=path.stem)
 
 
-def show_run(record: RunRecord) -> None:
-    """The flow run's own artifacts: the result, the gates, the way to MLflow."""
+def show_run(record: RunRecord, root: Path) -> None:
+    """The flow run's own artifacts: the result, the gates, the report, the way to MLflow."""
     from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
     with prefect_time():
         create_markdown_artifact(markdown(record), key="result", description="What came of the run.")
         if record.decision:
             create_table_artifact(gate_rows(record.decision), key="gates", description="What promotion required, and what was found.")
+            report = (folder_of(root, record.run) / MARKDOWN).read_text(encoding="utf-8")
+            create_markdown_artifact(report[:LARGEST_MARKDOWN], key="report", description="The decision and its evidence.")
         if record.mlflow_url:
             create_link_artifact(record.mlflow_url, link_text="This run in MLflow", key="mlflow")
 

@@ -30,7 +30,7 @@ StageState = Literal["waiting", "running", "done", "skipped", "failed", "interru
 
 
 class StageRecord(BaseModel):
-    """A stage of a run. seconds: of the work that made the result, in whichever run that was. skipped: why it was."""
+    """A stage of a run. seconds, peak_bytes: of the work that made the result, in whichever run that was. skipped: why it was."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -39,6 +39,7 @@ class StageRecord(BaseModel):
     key: str = ""
     path: str = ""
     seconds: float = 0.0
+    peak_bytes: int = 0
     metrics: Metrics = {}
     skipped: str = ""
 
@@ -70,6 +71,11 @@ class RunRecord(BaseModel):
     def stage(self, name: str) -> StageRecord:
         return next(stage for stage in self.stages if stage.name == name)
 
+    @property
+    def price_per_hour(self) -> float:
+        """Of the machine, as the configuration has it; 0 where it does not say."""
+        return float(self.config.get("price_per_hour", 0.0))
+
     def take_times(self) -> None:
         """Note how long this process has run, and what of it each tool took."""
         self.seconds, self.costs = elapsed(), {str(tool): seconds for tool, seconds in costs().items()}
@@ -89,11 +95,6 @@ class RunRecord(BaseModel):
 
 def folder_of(root: Path, run: str) -> Path:
     return root / "runs" / run
-
-
-def page_of(root: Path, run: str) -> Path:
-    """The run's page for people, if it came to a decision."""
-    return folder_of(root, run) / "report.html"
 
 
 def new_run_id() -> str:
@@ -153,6 +154,7 @@ class Recorder:
             key=result.key,
             path=str(result.path),
             seconds=result.seconds,
+            peak_bytes=result.peak_bytes,
             metrics=result.metrics,
             skipped=result.skipped,
         )

@@ -15,12 +15,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from flows.page import write_page
+from flows.page import table_of_answers, write_page
 from flows.progress import progress_display
 from flows.record import Recorder, RunRecord, killed_runs
 from flows.summary import markdown
 from tasks.config import PipelineConfig
 from tasks.errors import ConfigError, PreflineError
+from tasks.evaluation.report import MARKDOWN
 from tasks.registry.decision import Decision
 from tasks.registry.lineage import lineage
 from tasks.registry.tracking import MLflowRun, close_killed, closing
@@ -137,9 +138,11 @@ class PipelineRun:
             record.decision = Decision.load(self.results["promote"].path)
         record.take_times()
         self.tracked.describe(markdown(record))
-        page = write_page(record, self.results, self.context.root)
-        if page:
+        if record.decision:
+            page = write_page(record, self.context.root)
             self.tracked.attach(page)
+            self.tracked.attach(page.with_name(MARKDOWN))
+            self.tracked.attach_table("answers.json", table_of_answers(record))
         return record
 
 
@@ -187,7 +190,7 @@ def run_line(
     again_from: str = "",
     perform: Perform = directly,
     flow_run: FlowRun | None = None,
-    show: Callable[[RunRecord], None] | None = None,
+    show: Callable[[RunRecord, Path], None] | None = None,
 ) -> Outcome:
     """All stages in their order. again_from: this one and all after it run even where nothing changed."""
     force = frozenset(later(stages, again_from)) if again_from else frozenset[str]()
@@ -197,7 +200,7 @@ def run_line(
             line.do(stage)
         record = line.conclude()
         if show:
-            show(record)
+            show(record, root)
     return Outcome(run=run, decision=record.decision)
 
 

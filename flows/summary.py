@@ -11,8 +11,9 @@ from rich.text import Text
 
 from flows.figures import duration, main_figures
 from flows.methods_table import failures, methods_table
-from flows.record import RunRecord, StageRecord, folder_of, page_of
+from flows.record import RunRecord, StageRecord, folder_of
 from tasks.evaluation.compared import COMPARED, PICTURE, Compared
+from tasks.evaluation.report import PAGE
 from tasks.registry.decision import Decision
 from tasks.registry.ledger import LedgerLine
 
@@ -103,7 +104,8 @@ def costs_line(record: RunRecord) -> str:
 def places(record: RunRecord, root: Path) -> list[tuple[str, str]]:
     """Where to look, by name."""
     found = []
-    for what, file in (("Report", page_of(root, record.run)), ("Picture", folder_of(root, record.run) / PICTURE)):
+    for what, name in (("Report", PAGE), ("Picture", PICTURE)):
+        file = folder_of(root, record.run) / name
         if file.exists():
             found.append((what, str(file.relative_to(root))))
     if record.mlflow_url:

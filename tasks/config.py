@@ -198,6 +198,7 @@ class PipelineConfig(Section):
     max_tokens: Count = 128
     max_new_tokens: Count = 48
     threads: Annotated[int, Field(ge=0)] = 0
+    price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     compute: ComputeConfig = ComputeConfig()
     adapter: AdapterConfig = AdapterConfig()
     data: DataConfig = DataConfig()

@@ -6,6 +6,7 @@ Texts pass by once, as a stream; the tables that are checked hold codes, lengths
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,6 +65,8 @@ def validate(config: PipelineConfig, *, data: StageResult, base: StageResult, ru
         "demonstrations": len(demonstrations),
         "rules": len(findings),
         "warnings": sum(not finding.passed for finding in findings),
+        "annotators": len(found.scorecards),
+        **_people(comparisons, found),
     }
 
 
@@ -78,6 +81,15 @@ def complete(
     alpha = found.overall.alpha.value
     counts["agreement"] = np.nan if alpha is None or found.overall.items < contract.min_shared else alpha
     return {"counts": counts, "comparisons": comparisons, "demonstrations": demonstrations}
+
+
+def _people(comparisons: pd.DataFrame, found: Study) -> Metrics:
+    """How often the longer answer was chosen, and Krippendorff's alpha with its interval; what has no meaning is left out."""
+    longer, alpha = float(comparisons["longer_chosen"].mean()), found.overall.alpha
+    metrics = {} if math.isnan(longer) else {"longer_chosen": longer}
+    if alpha.value is None or alpha.low is None or alpha.high is None:
+        return metrics
+    return metrics | {"agreement": alpha.value, "agreement_low": alpha.low, "agreement_high": alpha.high}
 
 
 def _write(out: Path, findings: list[Finding], offenders: list[Offender]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +75,38 @@ def read_answers(folder: Path) -> list[Judged]:
     """The rows that `write_answers` wrote into the folder."""
     with (folder / ANSWERS).open(encoding="utf-8") as lines:
         return [_judged(json.loads(line)) for line in lines]
+
+
+def answers_table(rows: Iterable[Judged]) -> dict[str, list[object]]:
+    """What was asked, answered and said of it, as columns by name: a row for each prompt."""
+    columns: dict[str, list[object]] = {}
+    for row in rows:
+        for name, value in _cells(row):
+            columns.setdefault(name, []).append(value)
+    return columns
+
+
+def _cells(row: Judged) -> Iterator[tuple[str, object]]:
+    yield "prompt", conversation(row.prompt)
+    yield "tags", ", ".join(row.tags)
+    yield "group", row.group_id
+    yield "judge", row.judge
+    yield "judge_over_sft", row.judge_over_sft
+    yield "gold", row.gold
+    yield "gold_over_sft", row.gold_over_sft
+    for name, reply in (("policy", row.policy), ("sft", row.sft), ("baseline", row.baseline)):
+        if reply:
+            yield name, reply.text
+            for key, value in asdict(reply).items():
+                if key != "text":
+                    yield f"{name}_{key}", value
+
+
+def conversation(messages: Sequence[Message]) -> str:
+    """A prompt as text: one turn as it is, several with who speaks."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def _judged(row: dict[str, Any]) -> Judged:

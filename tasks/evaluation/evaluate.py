@@ -102,7 +102,7 @@ def evaluate(
     found.save(run.out)
     write_answers(run.out, rows)
     draw(found, evidence.rounds, bootstrap, run.out)
-    write_report(found, rows, run.out)
+    write_report(found, rows, run.out, run.out)
     return metrics_of(found)
 
 

@@ -10,7 +10,7 @@ import base64
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,12 +18,18 @@ from typing import Any, Protocol
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tasks.evaluation import words
-from tasks.evaluation.answers import Judged
+from tasks.evaluation.answers import Judged, Outcome, conversation
 from tasks.evaluation.plots import PLOTS
 from tasks.evaluation.result import Evaluation, Means, WinRate
 
+PAGE, MARKDOWN = "report.html", "report.md"
+
 LONGEST_TEXT = 1500
 """Characters of a text that are shown; a longer one is cut and says so."""
+MOST_ANSWERS = 600
+"""Rows of the list of all answers; with those that it leaves out, a page would pass two megabytes."""
+LISTED_TEXT = 400
+"""Characters of a text in that list."""
 
 
 class Gate(Protocol):
@@ -56,12 +62,30 @@ class Decision(Protocol):
 
 @dataclass(frozen=True)
 class StageLine:
-    """A stage of the run: seconds of the work, its main figures, and a word on how it went (done, unchanged)."""
+    """A stage of the run, as people read it: what its work took, and a word on how it went (done, unchanged).
+
+    share: of the time of all stages. memory: at its peak. cost: at the price of an hour. "" for what nobody measured.
+    """
 
     name: str
-    seconds: float
+    time: str
+    share: float
     figures: str
     note: str = ""
+    memory: str = ""
+    cost: str = ""
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """What a report tells beyond the evaluation, once the run is over. data, lineage: what by name. spent: a sentence on time and cost."""
+
+    decision: Decision | None = None
+    gates: Sequence[Gate] = ()
+    data: Mapping[str, str] = field(default_factory=dict)
+    stages: Sequence[StageLine] = ()
+    spent: str = ""
+    lineage: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,54 +113,51 @@ def examples(rows: Sequence[Judged], best: int = 7, worst: int = 7, drawn: int =
     return {title: group for title, group in found.items() if group}
 
 
-def render_report(
-    evaluation: Evaluation,
-    answers: Sequence[Judged],
-    plots: Path,
-    decision: Decision | None = None,
-    gates: Sequence[Gate] = (),
-    lineage: Mapping[str, str] | None = None,
-    stages: Sequence[StageLine] = (),
-) -> str:
+@dataclass(frozen=True)
+class Listed:
+    """All answers with one verdict. left_out: how many more there are than the page has room for."""
+
+    title: str
+    rows: Sequence[Judged]
+    left_out: int
+
+
+def listed(rows: Sequence[Judged], most: int = MOST_ANSWERS) -> list[Listed]:
+    """Every prompt under the judge's verdict, in their order; of a long list, each verdict's share of `most`."""
+    titles: dict[Outcome, str] = {"win": "won", "loss": "lost", "tie": "tied"}
+    found = []
+    for outcome, title in titles.items():
+        those = [row for row in rows if row.judge == outcome]
+        kept = those if len(rows) <= most else those[: len(those) * most // len(rows)]
+        if those:
+            found.append(Listed(title, kept, len(those) - len(kept)))
+    return found
+
+
+def render_report(evaluation: Evaluation, answers: Sequence[Judged], plots: Path, run: WholeRun | None = None) -> str:
     """The page as HTML. plots: the folder that `plots.draw` wrote to; a picture that is not there is left out."""
     pictures = {path.stem: _data_uri(path) for name in PLOTS if (path := plots / name).is_file()}
-    context = _context(evaluation, answers, decision, gates, lineage, stages)
-    return _templates(True).get_template("report.html.j2").render(context, pictures=pictures)
+    return _templates(True).get_template("report.html.j2").render(_context(evaluation, answers, run), pictures=pictures)
 
 
-def render_markdown(
-    evaluation: Evaluation,
-    answers: Sequence[Judged],
-    decision: Decision | None = None,
-    gates: Sequence[Gate] = (),
-    lineage: Mapping[str, str] | None = None,
-    stages: Sequence[StageLine] = (),
-) -> str:
-    """The same in GitHub's Markdown, without pictures."""
-    return _templates(False).get_template("report.md.j2").render(_context(evaluation, answers, decision, gates, lineage, stages))
+def render_markdown(evaluation: Evaluation, answers: Sequence[Judged], run: WholeRun | None = None) -> str:
+    """The same in GitHub's Markdown, without pictures and without the list of all answers."""
+    return _templates(False).get_template("report.md.j2").render(_context(evaluation, answers, run))
 
 
-def write_report(evaluation: Evaluation, answers: Sequence[Judged], folder: Path) -> None:
-    """report.html and report.md, as far as they can be told before the decision."""
-    (folder / "report.html").write_text(render_report(evaluation, answers, folder), encoding="utf-8")
-    (folder / "report.md").write_text(render_markdown(evaluation, answers), encoding="utf-8")
+def write_report(evaluation: Evaluation, answers: Sequence[Judged], plots: Path, folder: Path, run: WholeRun | None = None) -> None:
+    """report.html and report.md; without the run, as far as they can be told before the decision."""
+    (folder / PAGE).write_text(render_report(evaluation, answers, plots, run), encoding="utf-8")
+    (folder / MARKDOWN).write_text(render_markdown(evaluation, answers, run), encoding="utf-8")
 
 
-def _context(
-    found: Evaluation,
-    answers: Sequence[Judged],
-    decision: Decision | None,
-    gates: Sequence[Gate],
-    lineage: Mapping[str, str] | None,
-    stages: Sequence[StageLine],
-) -> dict[str, Any]:
+def _context(found: Evaluation, answers: Sequence[Judged], run: WholeRun | None) -> dict[str, Any]:
     """What both templates are given."""
+    run = run or WholeRun()
     return {
         "found": found,
-        "decision": decision and decided(decision),
-        "gates": gates,
-        "lineage": lineage or {},
-        "stages": stages,
+        "run": run,
+        "decision": run.decision and decided(run.decision),
         "headline": words.headline(found),
         "reach": words.reach(found),
         "hacking": words.over_optimisation(found),
@@ -145,6 +166,7 @@ def _context(
         "comparisons": _comparisons(found),
         "models": _models(found),
         "examples": examples(answers),
+        "listed": listed(answers),
     }
 
 
@@ -190,9 +212,9 @@ def _data_uri(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
-def plain_text(text: str) -> str:
+def plain_text(text: str, most: int = LONGEST_TEXT) -> str:
     """A text as it can be shown: cut where it is very long, without control characters and lone surrogates."""
-    shown = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} … (cut: {len(text):,} characters)"
+    shown = text if len(text) <= most else f"{text[:most]} … (cut: {len(text):,} characters)"
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", shown)
 
 
@@ -215,6 +237,7 @@ def _templates(for_html: bool) -> Environment:
     )
     environment.filters.update(
         plain=plain_text,
+        short=lambda text: plain_text(text, LISTED_TEXT),
         md=markdown_text,
         percent=words.percent,
         whole_percent=words.whole_percent,
@@ -226,10 +249,3 @@ def _templates(for_html: bool) -> Environment:
         conversation=conversation,
     )
     return environment
-
-
-def conversation(messages: Sequence[Mapping[str, str]]) -> str:
-    """A prompt as text: one turn as it is, several with who speaks."""
-    if len(messages) == 1:
-        return messages[0]["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)

@@ -1,11 +1,13 @@
 """The real line, at a size that takes seconds: every stage does its work, and a second run finds all of it done."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from flows.methods import compare_methods
+from flows.page import write_page
 from flows.pipeline import LINE
 from flows.record import new_run_id, read_record
 from flows.run import run_line
@@ -24,6 +26,7 @@ sft: {batch: 32}
 reward_model: {batch: 16, min_accuracy: 0}  # a few rankings teach next to nothing
 judge: {batch: 16, min_accuracy: 0}
 policy: {rounds: 2, answers: 32, minibatch: 32, judge_every: 1}
+price_per_hour: 3.6
 evaluation: {prompts: 24, resamples: 100}
 """
 
@@ -63,11 +66,21 @@ def test_the_line_ends_with_a_champion_that_answers_and_is_not_trained_twice(sma
     assert first.decision.decision == "promoted"
     assert [gate.found for gate in first.decision.gates if gate.name == "git tree"] == ["clean"]
 
-    page = (small_project / "runs" / first.run / "report.html").read_text()
-    assert record.commit in page
-    assert "new champion" in page or "promoted" in page
+    page = small_project / "runs" / first.run / "report.html"
+    text = page.read_text()
+    assert record.commit in text
+    assert "is now the champion" in text
+    assert "Krippendorff" in text
+    assert "At 3.6 an hour" in text
 
     store = open_store(small_project, config.names.experiment)
+    kept = {artifact.path for artifact in store.client.list_artifacts(record.mlflow_run)}
+    assert {"report.html", "report.md", "answers.json"} <= kept
+    table = json.loads(Path(store.client.download_artifacts(record.mlflow_run, "answers.json")).read_text())
+    assert len(table["data"]) == 24
+    assert {"prompt", "policy", "sft", "judge"} <= set(table["columns"])
+    page.unlink()
+    assert write_page(record, small_project).read_text() == text
     reply = ask(store, config.names.policy, "How much is the red lamp?", max_new_tokens=8)
     assert reply.version == "1"
 

@@ -10,10 +10,20 @@ import pytest
 from PIL import Image
 
 from tasks.evaluation import words
-from tasks.evaluation.answers import read_answers, write_answers
+from tasks.evaluation.answers import answers_table, read_answers, write_answers
 from tasks.evaluation.findings import findings
 from tasks.evaluation.plots import PLOTS, draw
-from tasks.evaluation.report import StageLine, examples, markdown_text, plain_text, render_markdown, render_report, write_report
+from tasks.evaluation.report import (
+    StageLine,
+    WholeRun,
+    examples,
+    listed,
+    markdown_text,
+    plain_text,
+    render_markdown,
+    render_report,
+    write_report,
+)
 from tasks.training.intervals import Bootstrap
 
 BOOTSTRAP = Bootstrap(resamples=400)
@@ -51,19 +61,20 @@ def evaluated(make_evidence, make_rows):
     return make
 
 
-def not_promoted():
+def not_promoted(**more):
+    """A run whose policy a gate refused."""
     gate = SimpleNamespace(name="reward hacking", required="none", found="own <b>+2</b>, judge -0.8", passed=False)
     decision = SimpleNamespace(
         decision="not promoted", model="prefline-policy", version="4", previous="3", reasons=["reward hacking: found"]
     )
-    return decision, [gate]
+    return WholeRun(decision, [gate], **more)
 
 
 def test_page_stands_alone(evaluated, make_evidence, tmp_path):
     found, rows = evaluated()
     draw(found, make_evidence(rows).rounds, BOOTSTRAP, tmp_path)
     begun = time.monotonic()
-    write_report(found, rows, tmp_path)
+    write_report(found, rows, tmp_path, tmp_path)
     assert time.monotonic() - begun < 3
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     seen = Seen(page)
@@ -83,12 +94,14 @@ def test_hostile_texts_are_only_texts(evaluated, make_rows, tmp_path):
     rows[0].policy.text = rows[0].sft.text = rows[0].prompt[0]["content"] = HOSTILE
     rows[0].policy.judge = 99.0
     found, rows = evaluated(rows, baseline="champion <i>3</i>")
-    decision, gates = not_promoted()
-    page = render_report(found, rows, tmp_path, decision, gates, {"<u>commit</u>": "<u>abc</u>"}, [StageLine("<u>", 1.0, "<u>", "<u>")])
+    hostile = {"<u>what</u>": "<u>abc</u>"}
+    stages = [StageLine("<u>", "<u>", 0.5, "<u>", "<u>", "<u>", "<u>")]
+    run = not_promoted(data=hostile, stages=stages, spent="<u>", lineage=hostile)
+    page = render_report(found, rows, tmp_path, run)
     seen = Seen(page)
     assert not {"script", "img", "u", "table-row"} & set(seen.tags)
     assert seen.tags.count("b") == page.count("<b style=")
-    assert seen.text.count("<script>alert(1)</script>") == 3
+    assert seen.text.count("<script>alert(1)</script>") == 6  # side by side, and in the list of all
     assert "\x00" not in page
     assert "\x1b" not in page
 
@@ -114,14 +127,14 @@ def test_markdown_text():
 
 def test_tables_of_markdown_are_whole(evaluated, make_rows):
     found, rows = evaluated(make_rows(champion=True), baseline="champion, version 3", version="3")
-    decision, gates = not_promoted()
-    page = render_markdown(found, rows, decision, gates, {"commit": "abc"}, [StageLine("sft", 61.0, "perplexity 2.1")])
+    stages = [StageLine("sft", "1 min 1 s", 1.0, "perplexity 2.1")]
+    page = render_markdown(found, rows, not_promoted(data={"Comparisons": "12"}, stages=stages, spent="Long.", lineage={"commit": "abc"}))
     assert page.startswith("# Not promoted\n")
     widths = [len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0 for line in page.splitlines()]
     for above, below in pairwise(widths):
         assert not (above and below) or above == below
-    for title in ("## Gates", "## Win rates", "## Means", "## Over-optimisation", "## The judge", "## Slices", "## Stages", "## Lineage"):
-        assert title in page.splitlines()
+    titles = ("Gates", "Win rates", "Means", "Over-optimisation", "The judge", "Slices", "Data", "Time and cost", "Lineage")
+    assert all(f"## {title}" in page.splitlines() for title in titles)
 
 
 def test_long_texts_are_cut_and_say_so():
@@ -156,11 +169,46 @@ def test_report_without_a_truth_or_slices(evaluated, make_rows, tmp_path):
 
 def test_the_decision_comes_first(evaluated, tmp_path):
     found, rows = evaluated()
-    decision, gates = not_promoted()
-    page = render_report(found, rows, tmp_path, decision, gates)
+    run = not_promoted()
+    page = render_report(found, rows, tmp_path, run)
     assert page.index("Not promoted") < page.index("The policy beats")
-    decision.decision = "promoted"
-    assert "in place of version 3" in render_report(found, rows, tmp_path, decision, gates)
+    run.decision.decision = "promoted"
+    assert "in place of version 3" in render_report(found, rows, tmp_path, run)
+
+
+def test_every_answer_is_listed_under_its_verdict(evaluated, make_rows, tmp_path):
+    found, rows = evaluated(make_rows(prompts=90))
+    groups = {group.title: group for group in listed(rows)}
+    assert {title: len(group.rows) for title, group in groups.items() if group.rows} == {
+        title: count
+        for title, count in (("won", found.win_rate.wins), ("lost", found.win_rate.losses), ("tied", found.win_rate.ties))
+        if count
+    }
+    page = Seen(render_report(found, rows, tmp_path)).text
+    assert all(row.prompt[0]["content"] in page for row in rows)
+
+
+def test_a_long_list_is_cut_in_proportion_and_the_page_stays_small(evaluated, make_rows, tmp_path):
+    rows = make_rows(prompts=1500)
+    for row in rows:
+        row.policy.text = row.sft.text = "long " * 400
+    groups = listed(rows, most=150)
+    assert sum(len(group.rows) for group in groups) in (148, 149, 150)
+    for group in groups:
+        everything = sum(row.judge == group.rows[0].judge for row in rows)
+        assert len(group.rows) + group.left_out == everything
+        assert len(group.rows) == pytest.approx(everything / 10, abs=1)
+    found, rows = evaluated(rows)
+    assert len(render_report(found, rows, tmp_path)) < 2_000_000
+
+
+def test_columns_appear_with_their_figures(evaluated, tmp_path):
+    found, rows = evaluated()
+    bare = [StageLine("sft", "4.0 s", 1.0, "perplexity 2.1")]
+    assert "memory</th>" not in render_report(found, rows, tmp_path, WholeRun(stages=bare))
+    rich = [StageLine("sft", "4.0 s", 1.0, "perplexity 2.1", memory="1.20 GiB", cost="0.03")]
+    page = render_report(found, rows, tmp_path, WholeRun(stages=rich, spent="In all 4 s."))
+    assert all(text in page for text in ("memory</th>", "cost</th>", "1.20 GiB", "0.03", "In all 4 s."))
 
 
 def test_words_name_the_hack(evaluated, make_rows):
@@ -203,6 +251,16 @@ def test_pictures_of_hardly_anything(evaluated, make_rows, make_rounds, tmp_path
     still = type(rounds)(0, [rounds.sft])
     draw(found, still, BOOTSTRAP, tmp_path)
     assert all((tmp_path / name).is_file() for name in PLOTS)
+
+
+def test_a_table_of_all_answers_has_a_row_a_prompt(make_rows):
+    rows = make_rows(prompts=4, champion=True)
+    table = answers_table(rows)
+    assert {len(column) for column in table.values()} == {4}
+    assert table["policy"] == [row.policy.text for row in rows]
+    assert table["baseline_judge"] == [row.baseline.judge for row in rows]
+    assert table["judge"] == [row.judge for row in rows]
+    assert "baseline" not in answers_table(make_rows(prompts=4))
 
 
 def test_answers_are_read_as_written(make_rows, tmp_path):
