@@ -47,11 +47,13 @@ class Snapshot(BaseModel):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question to answer. tags: the slices that it belongs to."""
+    """A question to answer. tags: the slices that it belongs to. source, language: of the first comparison that asks it."""
 
     messages: list[Message]
     group_id: str
     tags: tuple[str, ...]
+    source: str = ""
+    language: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ class Dataset:
         """The distinct prompts of the comparisons in those splits, in the order in which they first come."""
         found: dict[str, Prompt] = {}
         for record in self.stream(Comparison, *splits):
-            found.setdefault(digest(record.prompt), Prompt(record.prompt, record.group_id, tuple(record.tags)))
+            name = digest(record.prompt)
+            if name not in found:
+                found[name] = Prompt(record.prompt, record.group_id, tuple(record.tags), record.source, record.language)
         return list(found.values())
 
     def shop(self) -> Shop | None:

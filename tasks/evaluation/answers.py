@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.data.encoding import decode, encode_answer, encode_prompt, load_tokenizer
 from tasks.data.records import Message, assistant, write_jsonl
+from tasks.evaluation.result import SliceKind
 from tasks.training.ensemble import load_scorer
 from tasks.training.logprobs import TOKENS_AT_ONCE, given_logprobs
 from tasks.training.models import load_policy, score_texts, tokenizer_fingerprint
@@ -41,12 +42,20 @@ class Reply:
     refused: bool = False
 
 
+@dataclass(frozen=True)
+class Trait:
+    """What prompts of one slice have in common. name: as it is shown."""
+
+    kind: SliceKind
+    name: str
+
+
 @dataclass
 class Judged:
     """A held-out prompt, each model's answer to it, and who won. baseline: None where the baseline is the SFT model.
 
     judge, gold: the policy against the baseline; *_over_sft: against SFT. refuse: should the prompt be refused? None where
-    nobody says.
+    nobody says. traits: the slices that it belongs to, besides those of its tags.
     """
 
     prompt: list[Message]
@@ -60,6 +69,7 @@ class Judged:
     gold: Outcome | None = None
     gold_over_sft: Outcome | None = None
     refuse: bool | None = None
+    traits: list[Trait] = field(default_factory=list)
 
     @property
     def rival(self) -> Reply:
@@ -89,6 +99,8 @@ def answers_table(rows: Iterable[Judged]) -> dict[str, list[object]]:
 def _cells(row: Judged) -> Iterator[tuple[str, object]]:
     yield "prompt", conversation(row.prompt)
     yield "tags", ", ".join(row.tags)
+    yield "traits", ", ".join(trait.name for trait in row.traits)
+    yield "should_refuse", row.refuse
     yield "group", row.group_id
     yield "judge", row.judge
     yield "judge_over_sft", row.judge_over_sft
@@ -111,7 +123,7 @@ def conversation(messages: Sequence[Message]) -> str:
 
 def _judged(row: dict[str, Any]) -> Judged:
     replies = {name: Reply(**row[name]) if row[name] else None for name in ("policy", "sft", "baseline")}
-    return Judged(**{**row, **replies})
+    return Judged(**{**row, **replies, "traits": [Trait(**trait) for trait in row.get("traits", ())]})
 
 
 @dataclass(frozen=True)

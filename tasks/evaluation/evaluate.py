@@ -7,12 +7,13 @@ independent judge and, where the truth is known, by gold; with the scorers' own 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from tasks.data.records import Demonstration
+from tasks.data.records import Demonstration, Message
 from tasks.data.shop import Shop
 from tasks.data.snapshot import Dataset, Prompt, dataset
 from tasks.errors import PreflineError
@@ -26,9 +27,11 @@ from tasks.evaluation.plots import draw
 from tasks.evaluation.refusals import Refusals, should_refuse
 from tasks.evaluation.report import write_report
 from tasks.evaluation.result import Evaluation
+from tasks.evaluation.slices import describe
 from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
 from tasks.training.intervals import Bootstrap
 from tasks.training.sampling import Sampling
+from tasks.training.stages import LEARNT
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ def evaluate(
         truth_of(held, prompts),
         Refusals(config.evaluation.refusals),
     )
+    lengths = [len(vocabulary.encode(prompt.messages)) for prompt in prompts]
+    describe(rows, prompts, lengths, learnt_prompts(held))
     evidence = Evidence(
         rows=rows,
         too_long=too_long,
@@ -144,6 +149,12 @@ def recitation(held: Dataset, vocabulary: Vocabulary, opponent: Opponent, config
     """Held-out demonstrations, as many as prompts at most, that every model can read whole."""
     tokenizers = [vocabulary.tokenizer, *([Vocabulary.load(opponent.folder).tokenizer] if opponent.folder else [])]
     return to_recite(held.demonstrations("test"), tokenizers, config.max_tokens, config.evaluation.prompts, config.seed)
+
+
+def learnt_prompts(held: Dataset) -> Iterator[list[Message]]:
+    """The prompts that the policy or a scorer of it was trained on."""
+    yield from (prompt.messages for prompt in held.prompts(*LEARNT))
+    yield from (demonstration.prompt for demonstration in held.stream(Demonstration, *LEARNT))
 
 
 def truth_of(held: Dataset, prompts: list[Prompt]) -> Shop | None:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from tasks.evaluation.agreement import Agreement
-from tasks.evaluation.answers import Judged, Outcome, Reply
+from tasks.evaluation.answers import Judged, Reply
 from tasks.evaluation.forgetting import Recital
 from tasks.evaluation.length import length_controlled
 from tasks.evaluation.means import mean, means
 from tasks.evaluation.overoptimisation import Gains, Rounds, Scores, gains, over_optimisation
 from tasks.evaluation.planning import detectable_rate
-from tasks.evaluation.result import Evaluation, Habits, Slice, WinRate
-from tasks.evaluation.statistics import win_rate
+from tasks.evaluation.rates import POINTS, certain, rate_of
+from tasks.evaluation.result import Evaluation, Habits
+from tasks.evaluation.slices import slices
 from tasks.evaluation.text_measures import repetition
 from tasks.training.intervals import Bootstrap, Interval, mean_interval
-
-SMALLEST_SLICE = 8
-"""Prompts; of fewer, a win rate says nothing."""
-
-POINTS: dict[Outcome, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
 
 @dataclass(frozen=True)
@@ -56,16 +50,16 @@ def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
     registered = gains_over_sft(rows, bootstrap)
     refuse = [row.refuse for row in rows]
     by_baseline = [row.baseline for row in rows if row.baseline]
-    over_sft = _certain(_rate(rows, lambda row: row.judge_over_sft, bootstrap))
+    over_sft = certain(rate_of(rows, lambda row: row.judge_over_sft, bootstrap))
     return Evaluation(
         prompts=len(rows),
         too_long=evidence.too_long,
         baseline=evidence.baseline,
         baseline_version=evidence.baseline_version,
-        win_rate=_certain(_rate(rows, lambda row: row.judge, bootstrap)),
-        win_rate_gold=_rate(rows, lambda row: row.gold, bootstrap),
+        win_rate=certain(rate_of(rows, lambda row: row.judge, bootstrap)),
+        win_rate_gold=rate_of(rows, lambda row: row.gold, bootstrap),
         win_rate_over_sft=over_sft,
-        win_rate_over_sft_gold=_rate(rows, lambda row: row.gold_over_sft, bootstrap),
+        win_rate_over_sft_gold=rate_of(rows, lambda row: row.gold_over_sft, bootstrap),
         length_controlled=_at_equal_lengths(rows, bootstrap),
         detectable=detectable_rate(len(rows), ties=mean([row.judge == "tie" for row in rows]), confidence=bootstrap.confidence),
         policy=means([row.policy for row in rows], refuse, evidence.policy_recital),
@@ -88,17 +82,6 @@ def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
     )
 
 
-def _rate(rows: Sequence[Judged], verdict: Callable[[Judged], Outcome | None], bootstrap: Bootstrap) -> WinRate | None:
-    """None where there is no verdict (no known truth)."""
-    points = [POINTS[outcome] for row in rows if (outcome := verdict(row))]
-    return win_rate(np.array(points), [row.group_id for row in rows], bootstrap) if points else None
-
-
-def _certain(rate: WinRate | None) -> WinRate:
-    assert rate is not None, "the judge has a verdict on every prompt"
-    return rate
-
-
 def _at_equal_lengths(rows: Sequence[Judged], bootstrap: Bootstrap) -> Interval:
     points = np.array([POINTS[row.judge] for row in rows])
     longer = np.array([row.policy.length - row.rival.length for row in rows])
@@ -117,34 +100,6 @@ def habits(rows: Sequence[Judged], bootstrap: Bootstrap) -> Habits:
 def _more_often(rows: Sequence[Judged], share: Callable[[Reply], float], bootstrap: Bootstrap) -> Interval:
     differences = np.array([share(row.policy) - share(row.sft) for row in rows])
     return mean_interval(differences, [row.group_id for row in rows], bootstrap)
-
-
-def slices(rows: Sequence[Judged], bootstrap: Bootstrap) -> list[Slice]:
-    """One for each tag of at least SMALLEST_SLICE prompts, by name."""
-    counts = Counter(tag for row in rows for tag in set(row.tags))
-    names = sorted(tag for tag, count in counts.items() if count >= SMALLEST_SLICE)
-    together = _for_all_of(len(names), bootstrap)
-    found = []
-    for name in names:
-        kept = [row for row in rows if name in row.tags]
-        found.append(
-            Slice(
-                name=name,
-                prompts=len(kept),
-                win_rate=_certain(_rate(kept, lambda row: row.judge, bootstrap)),
-                win_rate_gold=_rate(kept, lambda row: row.gold, bootstrap),
-                highest=_certain(_rate(kept, lambda row: row.judge, together)).high,
-                policy_length=mean([row.policy.length for row in kept]),
-                baseline_length=mean([row.rival.length for row in kept]),
-            )
-        )
-    return found
-
-
-def _for_all_of(intervals: int, bootstrap: Bootstrap) -> Bootstrap:
-    """Intervals so wide that all of them hold together: each misses a share of what one may, and is drawn often enough to tell."""
-    miss = (1 - bootstrap.confidence) / max(1, intervals)
-    return replace(bootstrap, confidence=1 - miss, resamples=max(bootstrap.resamples, math.ceil(40 / miss)))
 
 
 def agreement_with_gold(rows: Sequence[Judged]) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -28,8 +29,12 @@ class WinRate(Finding):
     sign_test: float
 
 
+SliceKind = Literal["tag", "length", "language", "source", "novelty"]
+"""By what prompts are put together: a tag of theirs, their length, language or source, what no training prompt has."""
+
+
 class Slice(Finding):
-    """The judge's win rate against the baseline on the prompts of one tag. Lengths: mean tokens an answer.
+    """The judge's win rate against the baseline on prompts that have something in common. Lengths: mean tokens an answer.
 
     highest: upper end of an interval so wide that all slices' intervals hold together with the evaluation's confidence
     (Bonferroni): of twenty slices, one looks bad by chance.
@@ -39,6 +44,7 @@ class Slice(Finding):
     prompts: int
     win_rate: WinRate
     highest: float
+    kind: SliceKind = "tag"
     win_rate_gold: WinRate | None = None
     policy_length: float | None = None
     baseline_length: float | None = None

@@ -10,7 +10,7 @@ from tasks.errors import PreflineError
 from tasks.evaluation.agreement import agreement, human_pairs
 from tasks.evaluation.answers import Texts
 from tasks.evaluation.evaluate import metrics_of
-from tasks.evaluation.findings import agreement_with_gold, findings, gains_over_sft, slices
+from tasks.evaluation.findings import agreement_with_gold, findings, gains_over_sft
 from tasks.evaluation.overoptimisation import Gains, Rounds, gains, gains_of_round, is_hacked, over_optimisation
 from tasks.evaluation.result import Evaluation, WinRate
 from tasks.training.intervals import Bootstrap
@@ -87,41 +87,6 @@ def test_rounds_are_read_as_training_writes_them(tmp_path):
     (tmp_path / "rounds.json").write_text(json.dumps({**body, "rounds": body["rounds"][1:]}))
     with pytest.raises(PreflineError, match="round 0"):
         Rounds.load(tmp_path)
-
-
-def test_slices_need_eight_prompts(make_rows):
-    rows = make_rows(prompts=31, tags=("a", "b", "c", "d"))  # eight of a, b and c, seven of d
-    found = slices(rows, BOOTSTRAP)
-    assert [(one.name, one.prompts) for one in found] == [("a", 8), ("b", 8), ("c", 8)]
-    kept = [row for row in rows if row.tags == ["a"]]
-    assert found[0].win_rate.wins == sum(row.judge == "win" for row in kept)
-    assert found[0].policy_length == pytest.approx(np.mean([row.policy.length for row in kept]))
-
-
-def test_the_worst_of_many_slices_is_given_the_benefit_of_their_number(make_rows):
-    names = [f"s{i}" for i in range(10)]
-    rows = make_rows(prompts=400, tags=tuple(names), gain=0.0)
-    ten, one = slices(rows, BOOTSTRAP), slices([row for row in rows if row.tags == ["s0"]], BOOTSTRAP)
-    assert ten[0].win_rate.high == one[0].win_rate.high < ten[0].highest
-    assert one[0].highest == pytest.approx(one[0].win_rate.high, abs=0.03)  # of a single slice there is nothing to correct
-
-
-def test_fair_slices_are_rarely_refused_and_a_bad_one_is(make_rows):
-    """Forty worlds of twenty slices of 24 groups where nothing is worse than a coin; then one slice that loses eleven in twelve."""
-    rng = np.random.default_rng(3)
-    rows = make_rows(prompts=480, tags=tuple(f"s{i:02}" for i in range(20)))
-    plain = corrected = 0
-    for _ in range(40):
-        for row in rows:
-            row.judge = "win" if rng.random() < 0.5 else "loss"
-        found = slices(rows, Bootstrap(resamples=200))
-        plain += min(one.win_rate.high for one in found) < 0.45
-        corrected += min(one.highest for one in found) < 0.45
-    assert corrected <= 4 < plain
-    for place, row in enumerate(row for row in rows if row.tags == ["s07"]):
-        row.judge = "win" if place % 12 == 0 else "loss"
-    assert min(slices(rows, BOOTSTRAP), key=lambda one: one.highest).name == "s07"
-    assert min(one.highest for one in slices(rows, BOOTSTRAP)) < 0.45
 
 
 def test_agreement_with_gold_by_hand(make_rows):
