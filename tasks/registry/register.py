@@ -5,9 +5,7 @@ A version is found again by the hash of its files, so that a step that is tried 
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from tasks.data.snapshot import dataset
 from tasks.evaluation.result import Evaluation
 from tasks.registry.baseline import BASELINE_VERSION, POLICY_DIGEST, Baseline
 from tasks.registry.champion import CHALLENGER, CHAMPION, by_alias
+from tasks.registry.flavor import ChatDefaults, Task, save_flavor
 from tasks.registry.lineage import Lineage
 from tasks.registry.store import REGISTRY_LOCK, first_come, talking_to
 from tasks.registry.tracking import MLflowRun, lineage_tags
@@ -37,20 +36,21 @@ VERSION = "version.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """A model to register. digest: of its stage's files. load: its weights from folder, as a transformers model."""
+    """A model to register. digest: of its stage's files. load: its weights from folder, as a transformers model. defaults: if it chats."""
 
     name: str
     folder: Path
     digest: str
-    task: str
+    task: Task
     kind: str
     about: str
     load: Callable[[Path], Any]
     tags: dict[str, str]
     description: str = ""
+    defaults: ChatDefaults | None = None
 
 
-@stage("register", reads=("names", "policy"), package="registry", cached=False)
+@stage("register", reads=("names", "policy", "evaluation", "max_new_tokens"), package="registry", cached=False)
 def register(
     config: Settings,
     *,
@@ -76,17 +76,19 @@ def register(
         "prefline.evaluation_digest": evaluate.digest,
         BASELINE_VERSION: opponent.version or "",
     }
+    defaults = ChatDefaults(config.max_new_tokens, config.evaluation.temperature)
     entries = (
         Entry(
             config.names.policy,
             policy.path / "model",
             policy.digest,
-            "text-generation",
+            "llm/v1/chat",
             "policy",
             POLICY_ABOUT,
             load_policy,
             {**origin, **evidence},
             describe_policy(evaluation, config.policy.method, tracked.lineage, md5),
+            defaults,
         ),
         Entry(
             config.names.reward_model,
@@ -98,7 +100,9 @@ def register(
             _load_reward_model,
             origin | ensemble_tag(reward_model.path / "model"),
         ),
-        Entry(config.names.sft, sft.path / "model", sft.digest, "text-generation", "SFT model", SFT_ABOUT, load_policy, origin),
+        Entry(
+            config.names.sft, sft.path / "model", sft.digest, "llm/v1/chat", "SFT model", SFT_ABOUT, load_policy, origin, defaults=defaults
+        ),
     )
     versions, made = {}, 0
     with talking_to(tracked.store.uri), first_come(run.root, REGISTRY_LOCK):
@@ -155,7 +159,7 @@ def _make(tracked: MLflowRun, entry: Entry, stage_name: str) -> ModelVersion:
         tracked.store.experiment, name=entry.kind.replace(" ", "-"), source_run_id=run_id, model_type=entry.kind
     )
     with tempfile.TemporaryDirectory() as folder:
-        _save_flavor(entry, Path(folder) / "model", run_id, logged)
+        _save(entry, Path(folder) / "model", run_id, logged)
         client.log_model_artifacts(logged.model_id, str(Path(folder) / "model"))
     client.finalize_logged_model(logged.model_id, "READY")
     for run in (run_id, tracked.run_id):
@@ -170,18 +174,18 @@ def _make(tracked: MLflowRun, entry: Entry, stage_name: str) -> ModelVersion:
     )
 
 
-def _save_flavor(entry: Entry, folder: Path, run_id: str, logged: Any) -> None:
-    """An MLflow model folder. Requirements are given: finding them out would load the model once more and ask the network."""
-    import mlflow.transformers
+def _save(entry: Entry, folder: Path, run_id: str, logged: Any) -> None:
+    """The version's MLflow model folder."""
     from mlflow.models import Model
 
-    logging.getLogger("mlflow.transformers").setLevel(logging.ERROR)  # no model card on any hub: of course not
-    mlflow.transformers.save_model(
-        {"model": entry.load(entry.folder), "tokenizer": load_tokenizer(entry.folder)},
-        str(folder),
+    save_flavor(
+        entry.load(entry.folder),
+        load_tokenizer(entry.folder),
+        folder,
         task=entry.task,
-        mlflow_model=Model(artifact_path=logged.artifact_location, run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id),
-        pip_requirements=[f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in ("transformers", "torch")],
+        name=f"{entry.name} {entry.digest[:12]}",
+        logged=Model(artifact_path=logged.artifact_location, run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id),
+        defaults=entry.defaults,
     )
 
 
@@ -197,6 +201,7 @@ POLICY_ABOUT = (
     "The language model that this pipeline trains: SFT, then optimised for what people prefer.\n\n"
     "- `champion`: in use. `challenger`: the newest that is not. `previous`: the champion before.\n"
     "- Load it: `mlflow.transformers.load_model('models:/NAME@champion')`, or `prefline ask \"...\"`.\n"
+    "- Serve it: `mlflow models serve --model-uri models:/NAME@champion --env-manager local`, which answers chat requests.\n"
     "- Tags of a version: its data (DVC md5), git commit, configuration, method, and the evaluation that it was judged by."
 )
 REWARD_ABOUT = (
