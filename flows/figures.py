@@ -47,3 +47,8 @@ def duration(seconds: float) -> str:
 def memory(size: int) -> str:
     """Bytes as people buy them; 0 are unknown."""
     return f"{size / 2**30:.2f} GiB" if size else NOTHING
+
+
+def money(seconds: float, price_per_hour: float) -> str:
+    """What a machine cost for so long; a dash where nobody said what an hour costs."""
+    return f"{seconds / 3600 * price_per_hour:.2f}" if price_per_hour else NOTHING

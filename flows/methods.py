@@ -61,7 +61,7 @@ def compare_methods(
         for stage in shared:
             line.do(stage)
         folder = folder_of(root, run)
-        found = Compared(run=run, confidence=config.evaluation.confidence)
+        found = Compared(run=run, confidence=config.evaluation.confidence, price_per_hour=config.price_per_hour)
         for method, settings in configs.items():
             found = with_method_row(found, line, own, method, settings, perform(method))
             found.save(folder)  # what is known so far outlives whatever comes

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from flows.figures import NOTHING, duration, memory, number
+from flows.figures import NOTHING, duration, memory, money, number
 from tasks.evaluation.compared import Compared, Reached
 from tasks.evaluation.result import WinRate
 
@@ -27,12 +27,13 @@ class Line(NamedTuple):
     stopped: str = NOTHING
     time: str = NOTHING
     memory: str = NOTHING
+    cost: str = NOTHING
 
 
-HEADINGS = Line("method", "judge", "wins over SFT", "gold", "wins by gold", "KL", "tokens", "ended", "time", "memory")
+HEADINGS = Line("method", "judge", "wins over SFT", "gold", "wins by gold", "KL", "tokens", "ended", "time", "memory", "cost")
 ABOUT = (
     "Means over the held-out prompts. KL: nats an answer, from the SFT model. Ended: by themselves, not cut. "
-    "Time and peak memory: of optimising. Best of n: of the SFT model's answers, picked by the reward model."
+    "Time, peak memory and cost: of optimising. Best of n: of the SFT model's answers, picked by the reward model."
 )
 BROKEN = (HEADINGS.index("wins over SFT"), HEADINGS.index("wins by gold"))
 """Columns that may take two lines where the terminal is narrow."""
@@ -81,7 +82,8 @@ def lines_of(found: Compared) -> Iterator[Line]:
         yield _line("SFT model", found.sft)
     for row in found.methods:
         if row.reached:
-            yield _line(row.method, row.reached)._replace(time=duration(row.seconds), memory=memory(row.peak_bytes))
+            cost = money(row.seconds, found.price_per_hour)
+            yield _line(row.method, row.reached)._replace(time=duration(row.seconds), memory=memory(row.peak_bytes), cost=cost)
         else:
             yield Line(row.method, "failed")
     for best in found.best_of_n:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from flows.figures import duration, main_figures, memory, number
+from flows.figures import duration, main_figures, memory, money, number
 from flows.record import RunRecord, StageRecord, folder_of
 from tasks.data.snapshot import read_snapshot
 from tasks.errors import PreflineError
@@ -111,10 +111,6 @@ def _spent(record: RunRecord) -> str:
 
 def _worked(stage: StageRecord) -> bool:
     return stage.state == "done"
-
-
-def money(seconds: float, price_per_hour: float) -> str:
-    return f"{seconds / 3600 * price_per_hour:.2f}"
 
 
 def _lineage(record: RunRecord) -> Iterator[tuple[str, str]]:

@@ -56,11 +56,15 @@ class BestOf(Finding):
 
 
 class Compared(Finding):
-    """All methods of a run, beside the SFT model that they began from and the best of n of its answers."""
+    """All methods of a run, beside the SFT model that they began from and the best of n of its answers.
+
+    price_per_hour: of the machine, in the user's currency; 0 where nobody said.
+    """
 
     run: str
     prompts: int = 0
     confidence: float = 0.95
+    price_per_hour: float = 0.0
     sft: Reached | None = None
     methods: tuple[MethodRow, ...] = ()
     best_of_n: tuple[BestOf, ...] = ()

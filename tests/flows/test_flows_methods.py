@@ -278,6 +278,14 @@ def test_columns_without_a_figure_are_left_out(compare):
     assert any(line.startswith("ppo 1.5 0.750 (0.50–1.00) 2.00 9.0 75% ") for line in lines)
 
 
+def test_cost_is_shown_where_an_hour_has_a_price(compare):
+    _, found = compare("ppo")
+    row = found.methods[0].model_copy(update={"seconds": 900.0})
+    priced = found.model_copy(update={"methods": (row,), "price_per_hour": 2.5})
+    assert [line.cost for line in lines_of(priced)][:2] == ["–", "0.62"]  # a quarter of an hour
+    assert [line.cost for line in lines_of(found)][:2] == ["–", "–"]
+
+
 def test_peak_memory_is_shown_where_it_was_measured(compare):
     _, found = compare("ppo")
     measured = found.model_copy(update={"methods": (found.methods[0].model_copy(update={"peak_bytes": 3 * 2**29}),)})
