@@ -158,7 +158,10 @@ class TinyConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """prompts: at most so many held-out prompts. resamples: of the bootstrap. refusals: phrases by which an answer refuses."""
+    """prompts: at most so many held-out prompts. resamples: of the bootstrap. refusals: phrases by which an answer refuses.
+
+    reward_bench: files, folders and "hub:OWNER/NAME" sets of comparisons by category, to measure the scorers on.
+    """
 
     prompts: Count = 300
     temperature: Annotated[float, Field(ge=0)] = 1.0
@@ -178,6 +181,7 @@ class EvaluationConfig(Section):
         "I must decline",
         "I refuse",
     ]
+    reward_bench: list[str] = []
 
 
 class NamesConfig(Section):

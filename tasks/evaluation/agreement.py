@@ -33,6 +33,13 @@ class HumanPairs:
     def __len__(self) -> int:
         return len(self.chosen)
 
+    def add(self, chosen: int, rejected: int, chosen_length: int, rejected_length: int, prompt: str) -> None:
+        self.chosen.append(chosen)
+        self.rejected.append(rejected)
+        self.chosen_lengths.append(chosen_length)
+        self.rejected_lengths.append(rejected_length)
+        self.prompts.append(prompt)
+
     @property
     def prefer_longer(self) -> float:
         return prefer_longer(np.array(self.chosen_lengths), np.array(self.rejected_lengths))
@@ -61,11 +68,7 @@ def human_pairs(comparisons: Iterable[Comparison], tokenizer: PreTrainedTokenize
         for group in groups:
             places = [texts.place(text) for text in group.texts]
             for better, worse in group.pairs:
-                pairs.chosen.append(places[better])
-                pairs.rejected.append(places[worse])
-                pairs.chosen_lengths.append(len(group.texts[better]))
-                pairs.rejected_lengths.append(len(group.texts[worse]))
-                pairs.prompts.append(prompt)
+                pairs.add(places[better], places[worse], len(group.texts[better]), len(group.texts[worse]), prompt)
     return pairs
 
 

@@ -26,11 +26,13 @@ from tasks.evaluation.overoptimisation import Rounds, Scores
 from tasks.evaluation.plots import draw
 from tasks.evaluation.refusals import Refusals, should_refuse
 from tasks.evaluation.report import write_report
-from tasks.evaluation.result import Evaluation
+from tasks.evaluation.result import Evaluation, Scorers
+from tasks.evaluation.reward_bench import read_categories, weighed
 from tasks.evaluation.slices import describe
 from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
 from tasks.training.intervals import Bootstrap
 from tasks.training.sampling import Sampling
+from tasks.training.scorecard import HeldOut
 from tasks.training.stages import LEARNT
 
 
@@ -48,7 +50,7 @@ class Opponent:
         return cls(body["name"], body["version"], folder / "model" if (folder / "model").is_dir() else None)
 
 
-@stage("evaluate", reads=("seed", "max_tokens", "max_new_tokens", "evaluation"), package="evaluation")
+@stage("evaluate", reads=("seed", "max_tokens", "max_new_tokens", "evaluation"), package="evaluation", files=("evaluation.reward_bench",))
 def evaluate(
     config: Settings,
     *,
@@ -74,6 +76,7 @@ def evaluate(
     by_opponent = exam.taken_by(opponent.folder) if opponent.folder else None
     kl = exam.kl_from(sft.path / "model", by_policy.answers)
     pairs = comparable_pairs(held, vocabulary, config.max_tokens, exam.texts)
+    bench = read_categories(config.evaluation.reward_bench, run.root, vocabulary, config.max_tokens, exam.texts)
     scores = Scores(exam.scores_by(reward_model.path / "model"), exam.scores_by(judge.path / "model"), None)
 
     bootstrap = Bootstrap(config.evaluation.resamples, config.evaluation.confidence, config.seed)
@@ -102,6 +105,11 @@ def evaluate(
         policy_recital=by_policy.recital,
         sft_recital=by_sft.recital,
         baseline_recital=by_opponent.recital if by_opponent else None,
+        scorers=Scorers(
+            reward_model=HeldOut.load(reward_model.path),
+            judge=HeldOut.load(judge.path),
+            reward_bench=weighed(bench, scores.own, scores.judge, bootstrap),
+        ),
     )
     found = findings(evidence, bootstrap)
     found.save(run.out)

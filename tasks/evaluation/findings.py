@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from tasks.evaluation.means import mean, means
 from tasks.evaluation.overoptimisation import Gains, Rounds, Scores, gains, over_optimisation
 from tasks.evaluation.planning import detectable_rate
 from tasks.evaluation.rates import POINTS, certain, rate_of
-from tasks.evaluation.result import Evaluation, Habits
+from tasks.evaluation.result import Evaluation, Habits, Scorers
 from tasks.evaluation.slices import slices
 from tasks.evaluation.text_measures import repetition
 from tasks.training.intervals import Bootstrap, Interval, mean_interval
@@ -26,7 +26,7 @@ class Evidence:
     """What was measured with models at hand. kl: nats a sequence from SFT. pairs: human comparisons behind the agreements.
 
     too_long: test prompts left out because they leave no room for an answer. *_recital: how well each model knows the
-    held-out demonstrations, None where there are none.
+    held-out demonstrations, None where there are none. scorers: what was measured of reward model and judge elsewhere.
     """
 
     rows: Sequence[Judged]
@@ -42,6 +42,7 @@ class Evidence:
     policy_recital: Recital | None = None
     sft_recital: Recital | None = None
     baseline_recital: Recital | None = None
+    scorers: Scorers = field(default_factory=Scorers)
 
 
 def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
@@ -79,6 +80,7 @@ def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
         chosen_round=evidence.rounds.chosen,
         rounds=evidence.rounds.last.number,
         confidence=bootstrap.confidence,
+        scorers=evidence.scorers,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from tasks.training.calibration import Bin
+from tasks.training.scorecard import HeldOut
 
 
 class Finding(BaseModel):
@@ -59,6 +60,42 @@ class Calibration(Finding):
     error: float
     bins: list[Bin]
     length_correlation: float
+
+
+class BenchPart(Finding):
+    """Accuracy on comparisons of one category, with intervals; None where no pair was scored, or by no judge that scores.
+
+    pairs: scored. Left out: too_long, over max_tokens; undecided, ties and equal answers; unusable, rows without a comparison.
+    longer: the accuracy of always preferring the longer answer.
+    """
+
+    name: str
+    pairs: int
+    too_long: int
+    undecided: int
+    unusable: int
+    reward_model: tuple[float, float, float] | None
+    judge: tuple[float, float, float] | None
+    longer: float | None
+
+
+class RewardBench(Finding):
+    """Files of comparisons by category. sections: means over pairs of categories that belong together. overall: over sections."""
+
+    categories: list[BenchPart]
+    sections: list[BenchPart]
+    overall: BenchPart
+
+
+class Scorers(Finding):
+    """What reward model and judge are worth apart from this policy. None: what nobody measured.
+
+    reward_model, judge: on the validation comparisons, as their stages measured them.
+    """
+
+    reward_model: HeldOut | None = None
+    judge: HeldOut | None = None
+    reward_bench: RewardBench | None = None
 
 
 class Means(Finding):
@@ -130,6 +167,7 @@ class Evaluation(Finding):
     baseline_means: None where the baseline is the SFT model. confidence: of every interval.
     too_long: test prompts left out because they leave no room for an answer. habits: that give a hacked policy away.
     length_controlled: the judge's win rate that would be left at equal lengths, over the baseline, with its interval.
+    scorers: what reward model and judge are worth on comparisons, in detail.
     detectable: the smallest true win rate that so many prompts show to be above one half, four times in five.
     """
 
@@ -160,6 +198,7 @@ class Evaluation(Finding):
     confidence: float = 0.95
     too_long: int = 0
     habits: Habits | None = None
+    scorers: Scorers = Scorers()
 
     @classmethod
     def load(cls, folder: Path) -> Evaluation:

@@ -5,10 +5,9 @@ Accuracy is told beside its floors: whoever always prefers the longer answer, or
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from tasks.data.statistics import UNKNOWN
 from tasks.errors import PreflineError
 from tasks.plotting import BLUE, GREY, new_figure
 from tasks.training.calibration import (
-    Bin,
     accuracy_interval,
     best_temperature,
     calibration_error,
@@ -28,10 +26,11 @@ from tasks.training.calibration import (
     reliability,
 )
 from tasks.training.calibration_plot import Curve, reliability_diagram
-from tasks.training.intervals import Bootstrap, Interval
+from tasks.training.intervals import Bootstrap
 from tasks.training.reward_model import Group
+from tasks.training.scorecard import HeldOut, Part
 
-SCORES, SCORES_BY_COMPARISON, PICTURE = "scores.json", "scores.jsonl", "calibration.png"
+SCORES_BY_COMPARISON, PICTURE = "scores.jsonl", "calibration.png"
 
 PARTS = 4
 """Into so many parts of equal size comparisons are cut by a number that differs in nearly all of them."""
@@ -58,62 +57,6 @@ class Judged:
     @property
     def margin(self) -> float:
         return self.chosen - self.rejected
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some of the comparisons. accuracy: with its interval, over prompts."""
-
-    name: str
-    comparisons: int
-    accuracy: Interval
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """As scores.json. accuracy: with its 95 % interval, over prompts. longer, shorter: accuracy of who always prefers that answer.
-
-    loss: mean -log sigmoid(margin). length_correlation: of score and length among answers to one prompt. by_margin: from
-    the closest quarter to the surest. calibration_error: of sigmoid(margin), and *_at_temperature of sigmoid(margin /
-    temperature), the temperature being that of these very comparisons. uncertainty: mean over answers of the members'
-    standard deviation; members: each one's accuracy; both of an ensemble only.
-    """
-
-    comparisons: int
-    prompts: int
-    accuracy: Interval
-    longer: float
-    shorter: float
-    loss: float
-    margin: float
-    length_correlation: float
-    temperature: float
-    calibration_error: float
-    calibration_error_at_temperature: float
-    bins: list[Bin]
-    bins_at_temperature: list[Bin]
-    by_margin: list[Part]
-    by_strength: list[Part]
-    by_slice: list[Part]
-    by_annotator: list[Part]
-    uncertainty: float | None = None
-    members: list[float] | None = None
-
-    def write(self, rows: Iterable[Judged], out: Path) -> None:
-        (out / SCORES).write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        write_jsonl(out / SCORES_BY_COMPARISON, rows)
-        with new_figure(out / PICTURE, 7.2, 4.3) as figure:
-            curves = [Curve("scores as they are", self.bins, BLUE, "o", -0.01)]
-            curves.append(Curve(f"at temperature {self.temperature:.2f}", self.bins_at_temperature, GREY, "s", 0.01))
-            reliability_diagram(figure, curves)
-
-    @property
-    def in_words(self) -> str:
-        value, low, high = self.accuracy
-        return (
-            f"accuracy {value:.3f} (95 % interval {low:.3f} to {high:.3f}) on {self.comparisons:,} held-out comparisons of "
-            f"{self.prompts:,} prompts, where the longer answer is preferred in {self.longer:.3f} and the shorter in {self.shorter:.3f}"
-        )
 
 
 def judged(groups: Sequence[Group], scores: Sequence[float], deviations: Sequence[float] | None) -> list[Judged]:
@@ -183,6 +126,16 @@ def held_out(rows: Sequence[Judged], members: list[float] | None = None) -> Held
         uncertainty=float(np.mean(deviations)) if deviations else None,
         members=members,
     )
+
+
+def write(found: HeldOut, rows: Iterable[Judged], out: Path) -> None:
+    """scores.json, scores.jsonl and calibration.png."""
+    found.save(out)
+    write_jsonl(out / SCORES_BY_COMPARISON, rows)
+    with new_figure(out / PICTURE, 7.2, 4.3) as figure:
+        curves = [Curve("scores as they are", found.bins, BLUE, "o", -0.01)]
+        curves.append(Curve(f"at temperature {found.temperature:.2f}", found.bins_at_temperature, GREY, "s", 0.01))
+        reliability_diagram(figure, curves)
 
 
 def by_size(values: dict[int, float]) -> list[tuple[str, list[int]]]:

@@ -82,8 +82,13 @@ def share_interval(outcomes: np.ndarray, clusters: Clusters, bootstrap: Bootstra
     share, low, high = mean_interval(outcomes, clusters, bootstrap)
     if np.all(outcomes == 0.5):
         return share, low, high
-    surest = ((1 - bootstrap.confidence) / 2) ** (1 / len(np.unique(np.asarray(clusters))))
+    surest = surest_share(len(np.unique(np.asarray(clusters))), bootstrap.confidence)
     return share, min(low, surest), max(high, 1 - surest)
+
+
+def surest_share(clusters: int, confidence: float) -> float:
+    """The lower end of the exact interval of a share where so many independent clusters were all won."""
+    return float(((1 - confidence) / 2) ** (1 / clusters))
 
 
 def outcomes_of(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from tasks.training.adapters import merged, with_adapters
 from tasks.training.calibration import nll
 from tasks.training.checkpoint import read_checkpoint, write_checkpoint
 from tasks.training.ensemble import Ensemble, Scorer, combined
-from tasks.training.held_out import check_accuracy, check_finite, held_out, judged
+from tasks.training.held_out import check_accuracy, check_finite, held_out, judged, write
 from tasks.training.launch import side_by_side
 from tasks.training.loop import Seen, Validation, fit
 from tasks.training.models import RewardModel, score_texts, with_checkpointing
@@ -168,7 +168,7 @@ def _finish(members: list[RewardModel], config: RewardConfig, material: _Materia
     found = held_out(rows, accuracies)
     members[0].temperature = found.temperature
     scorer.save(material.tokenizer, run.out / MODEL)
-    found.write(rows, run.out)
+    write(found, rows, run.out)
     check_accuracy(found, config.min_accuracy, run.stage, run.failed)
     return {
         "accuracy": found.accuracy[0],

@@ -15,6 +15,7 @@ from tasks.data.formats.values import (
     after,
     comparison,
     flag,
+    labels,
     messages,
     name,
     number,
@@ -39,7 +40,9 @@ def has_pair(row: Row) -> bool:
 def read_trl(row: Row, reading: Reading) -> list[Comparison] | list[Demonstration] | list[Rating]:
     """The shapes that TRL's trainers take: a pair with or without its prompt, a verdict on one answer, a demonstration."""
     if has_pair(row):
-        return [_pair(row, reading)]
+        found = _pair(row, reading)
+        found.tags = labels(row, "subset")  # RewardBench's categories
+        return [found]
     if row.get("completion") is not None and row.get("label") is not None:
         return read_unpaired(row, reading)
     return _shown(row, reading)

@@ -219,6 +219,22 @@ def test_llmbar():
     assert reason(row | {"label": 0}) == '"label" is none of 1, 2 (0)'
 
 
+def test_reward_bench_keeps_its_subsets_as_tags():
+    row = {
+        "prompt": "Sky?",
+        "chosen": "Blue.",
+        "chosen_model": "a",
+        "rejected": "Square.",
+        "rejected_model": "b",
+        "subset": "hep-rust",
+        "id": 7,
+    }
+    found = one(row)
+    assert verdicts([found]) == [("Blue.", "Square.", False, None)]
+    assert found.tags == ["hep-rust"]
+    assert one(row | {"subset": " "}).tags == []
+
+
 def message(text, role="assistant", replies=(), **more):
     return {"text": text, "role": role, "lang": "en", "replies": list(replies)} | more
 

@@ -180,6 +180,21 @@ def test_no_comparison_to_measure_the_judge_by(line, tmp_path):
         run(line(ties=True), tmp_path)
 
 
+def test_benchmark_files_are_scored_and_their_content_is_part_of_the_key(line, tmp_path):
+    row = {"prompt": "How warm is the lamp?", "chosen": "It is warm.", "rejected": "Sorry.", "subset": "warmth", "chosen_model": "a"}
+    write_jsonl(tmp_path / "bench.jsonl", [row, row | {"prompt": "How warm is the rug?", "rejected": "No."}])
+    config = CONFIG.model_copy(update={"evaluation": CONFIG.evaluation.model_copy(update={"reward_bench": ["bench.jsonl"]})})
+    inputs = line()
+    first = run(inputs, tmp_path, config)
+    found = Evaluation.load(first.path).scorers.reward_bench
+    assert [(part.name, part.pairs) for part in found.categories] == [("warmth", 2)]
+    assert found.overall.judge is not None
+    assert "Reward model on benchmark files" in (first.path / "report.md").read_text()
+    assert run(inputs, tmp_path, config).skipped == "unchanged"
+    write_jsonl(tmp_path / "bench.jsonl", [row])
+    assert [part.pairs for part in Evaluation.load(run(inputs, tmp_path, config).path).scorers.reward_bench.categories] == [1]
+
+
 def test_gold_where_the_truth_is_known(line, tmp_path):
     shop = Shop.from_yaml(SHOP, 0)
     questions = [question.text for question in shop.questions[:: len(shop.questions) // 10]][:10]

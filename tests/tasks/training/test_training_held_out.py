@@ -9,7 +9,7 @@ import pytest
 
 from tasks.data.records import Comparison, assistant, user
 from tasks.errors import PreflineError
-from tasks.training.held_out import Judged, by_size, check_accuracy, check_finite, held_out, judged
+from tasks.training.held_out import Judged, by_size, check_accuracy, check_finite, held_out, judged, write
 from tasks.training.reward_model import Group
 
 
@@ -109,14 +109,14 @@ def test_rows_follow_the_groups():
 
 def test_what_is_written(tmp_path):
     found = held_out(ROWS, members=[0.5, 0.6])
-    found.write(ROWS, tmp_path)
+    write(found, ROWS, tmp_path)
     body = json.loads((tmp_path / "scores.json").read_text())
     assert body["accuracy"] == list(found.accuracy)
     assert body["members"] == [0.5, 0.6]
     assert body["bins"][1]["pairs"] == 3
     assert [json.loads(line)["chosen"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()] == [one.chosen for one in ROWS]
     first = (tmp_path / "calibration.png").read_bytes()
-    found.write(ROWS, tmp_path)
+    write(found, ROWS, tmp_path)
     assert (tmp_path / "calibration.png").read_bytes() == first  # a stage's digest is of it
 
 
