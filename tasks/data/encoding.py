@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,44 +34,45 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: list[Message], ans
     if len(answer) == 1:
         return _said(tokenizer, answer[0]["content"])
     before = encode_prompt(tokenizer, prompt)
-    whole, _ = encode_turns(tokenizer, prompt + answer, len(prompt))
-    if whole[: len(before)] != before:
-        raise _rewritten(len(prompt))
-    return whole[len(before) :]
+    whole, *more = encode_turns(tokenizer, prompt + answer, len(prompt))
+    if more or whole.tokens[: len(before)] != before:
+        raise PreflineError(
+            "The chat template writes what was said differently once the conversation goes on.",
+            "Give the tokenizer a template that only appends. Spaces around a text, and texts that spell a special token, can do it too.",
+        )
+    return whole.tokens[len(before) :]
 
 
-def encode_turns(tokenizer: PreTrainedTokenizerBase, conversation: list[Message], first: int = 0) -> tuple[list[int], list[range]]:
-    """Token ids of a conversation up to its last turn of the assistant, and where its turns stand, each with its EOS.
+@dataclass(frozen=True)
+class Spoken:
+    """Token ids of a conversation, and where turns of the assistant stand in them, each with its EOS."""
+
+    tokens: list[int]
+    turns: list[range]
+
+
+def encode_turns(tokenizer: PreTrainedTokenizerBase, conversation: list[Message], first: int = 0) -> list[Spoken]:
+    """A conversation up to its last turn of the assistant, as the fewest sequences that hold each turn as it is seen in use.
 
     first: the message from which on turns count; one that opens the conversation never does, for it answers nothing.
     Before each turn stand the ids that encode_prompt gives of the conversation so far, and the turn is as it comes when
-    it is sampled. Raises PreflineError where no one sequence is all of that, as with a template that leaves out what the
-    assistant thought once it has gone on.
+    it is sampled. One sequence is all of that, unless the template writes a turn differently once the conversation has gone
+    on, as one that leaves out what the assistant thought: what comes after such a turn is a sequence of its own.
     """
-    tokens: list[int] = []
-    turns: list[range] = []
-    spoken = 0
+    sequences: list[Spoken] = []
     for number in range(max(first, 1), len(conversation)):
         if conversation[number]["role"] == "assistant":
             before = encode_prompt(tokenizer, conversation[:number])
-            if before[: len(tokens)] != tokens:
-                raise _rewritten(spoken)
+            goes_on = bool(sequences) and before[: len(sequences[-1].tokens)] == sequences[-1].tokens
+            turns = sequences.pop().turns if goes_on else []
             tokens = before + _said(tokenizer, conversation[number]["content"])
-            turns.append(range(len(before), len(tokens)))
-            spoken = number + 1
-    return tokens, turns
+            sequences.append(Spoken(tokens, [*turns, range(len(before), len(tokens))]))
+    return sequences
 
 
 def _said(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """What the assistant says, and that it ends. Text that looks like a special token stays text: it would teach to stop there."""
     return [*tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], tokenizer.eos_token_id]
-
-
-def _rewritten(spoken: int) -> PreflineError:
-    return PreflineError(
-        f"The chat template writes the conversation up to message {spoken} differently once more follows.",
-        "Give the tokenizer a template that only appends. Spaces around a text, and texts that spell a special token, can do it too.",
-    )
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:

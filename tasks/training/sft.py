@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.data.encoding import encode_turns
+from tasks.data.encoding import Spoken, encode_turns
 from tasks.data.records import Demonstration
 from tasks.errors import PreflineError
 from tasks.training.batches import microbatches
@@ -21,7 +21,7 @@ from tasks.training.trees import Tree
 
 @dataclass(frozen=True)
 class SFTRow:
-    """A demonstration as token ids. Its weight is its number of trained tokens, so that each token counts alike.
+    """A demonstration, or a part of one, as token ids. Its weight is its number of trained tokens, so that each token counts alike.
 
     prompt: what stands before the first trained token. answer: the rest. trained: of each of the answer's tokens, is it
     the assistant's? None where all are.
@@ -70,11 +70,11 @@ def sft_rows(
 ) -> tuple[list[SFTRow], int]:
     """Rows that fit in max_tokens, and how many did not: an answer is never cut.
 
-    every_turn: train what the assistant says in the prompt too, and not in the answer alone.
-    Raises PreflineError, naming file and line, where there is nothing to learn in a demonstration or its turns can't be
-    trained on as they are seen in use, and where none of them fits.
+    every_turn: train what the assistant says in the prompt too, and not in the answer alone. A demonstration is one row, or
+    several where the template writes its turns differently once more follows: each turn is trained as it is seen in use.
+    Raises PreflineError, naming file and line, where there is nothing to learn in a demonstration, and where none of them fits.
     """
-    rows = [_row(demonstration, tokenizer, every_turn) for demonstration in demonstrations]
+    rows = [row for demonstration in demonstrations for row in _rows(demonstration, tokenizer, every_turn)]
     kept = [row for row in rows if row.width <= max_tokens]
     if rows and not kept:
         shortest = min(row.width for row in rows)
@@ -85,22 +85,22 @@ def sft_rows(
     return kept, len(rows) - len(kept)
 
 
-def _row(demonstration: Demonstration, tokenizer: PreTrainedTokenizerBase, every_turn: bool) -> SFTRow:
-    place = f"{demonstration.source}, line {demonstration.source_id}"
+def _rows(demonstration: Demonstration, tokenizer: PreTrainedTokenizerBase, every_turn: bool) -> list[SFTRow]:
     conversation = demonstration.prompt + demonstration.answer
     first = 0 if every_turn else len(demonstration.prompt)
     said = [message["content"] for message in conversation[max(first, 1) :] if message["role"] == "assistant"]
     if not said or not all(text.strip() for text in said):
         what = "a turn of the assistant" if every_turn else "the demonstration's answer"
+        place = f"{demonstration.source}, line {demonstration.source_id}"
         raise PreflineError(f"{place}: {what} is empty.", "Remove the row: there is nothing in it to learn.")
-    try:
-        tokens, turns = encode_turns(tokenizer, conversation, first)
-    except PreflineError as error:
-        raise PreflineError(f"{place}: {error.what}", error.advice + " Or set sft.trained to answer." * every_turn) from error
-    begin = turns[0].start
-    learnt = {token for turn in turns for token in turn}
-    mask = [token in learnt for token in range(begin, len(tokens))] if len(turns) > 1 else None
-    return SFTRow(tokens[:begin], tokens[begin:], mask)
+    return [_row(spoken) for spoken in encode_turns(tokenizer, conversation, first)]
+
+
+def _row(spoken: Spoken) -> SFTRow:
+    begin = spoken.turns[0].start
+    learnt = {token for turn in spoken.turns for token in turn}
+    mask = [token in learnt for token in range(begin, len(spoken.tokens))] if len(spoken.turns) > 1 else None
+    return SFTRow(spoken.tokens[:begin], spoken.tokens[begin:], mask)
 
 
 def sft_loss(model: nn.Module, rows: Sequence[SFTRow]) -> Tensor:

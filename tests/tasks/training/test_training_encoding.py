@@ -86,9 +86,9 @@ def test_an_answer_of_several_messages_follows_the_prompt_as_the_template_writes
 
 def test_a_template_that_rewrites_the_prompt_is_refused_for_answers_of_several_messages(tokenizer):
     made = with_bos(tokenizer, REWRITES)
-    with pytest.raises(PreflineError, match="up to message 2 differently"):
+    with pytest.raises(PreflineError, match="differently once the conversation goes on"):
         encode_answer(made, QUESTION, [assistant("Very."), user("Sure?"), assistant("Yes.")])
-    with pytest.raises(PreflineError, match="up to message 1 differently"):
+    with pytest.raises(PreflineError, match="differently once the conversation goes on"):
         encode_answer(made, QUESTION, [user("Sure?"), assistant("Yes.")])
 
 
@@ -116,39 +116,39 @@ def test_every_turn_of_the_assistant_is_trained_on_as_it_is_seen_in_use(tokenize
     assume("<|" not in "".join(texts))
     made = tokenizer if template is None else with_bos(tokenizer, template)
     messages = conversation(texts)
-    tokens, turns = encode_turns(made, messages)
-    assert len(turns) == len(texts) // 2
-    for turn, number in zip(turns, range(1, len(texts), 2), strict=True):
+    (spoken,) = encode_turns(made, messages)
+    assert len(spoken.turns) == len(texts) // 2
+    for turn, number in zip(spoken.turns, range(1, len(texts), 2), strict=True):
         before, said = seen_in_use(made, messages, number)
-        assert tokens[: turn.start] == before
-        assert tokens[turn.start : turn.stop] == said
-    assert len(tokens) == turns[-1].stop  # what a user says last is answered by nothing
+        assert spoken.tokens[: turn.start] == before
+        assert spoken.tokens[turn.start : turn.stop] == said
+    assert len(spoken.tokens) == spoken.turns[-1].stop  # what a user says last is answered by nothing
 
 
 @given(texts=st.lists(ODD, min_size=2, max_size=6))
-def test_whatever_is_said_is_trained_on_as_it_is_seen_in_use_or_refused(tokenizer, texts):
+def test_whatever_is_said_is_trained_on_as_it_is_seen_in_use(tokenizer, texts):
     """Text that spells a special token is text where the assistant says it and a token where the template repeats it."""
     messages = conversation(texts)
-    try:
-        tokens, turns = encode_turns(tokenizer, messages)
-    except PreflineError:
+    sequences = encode_turns(tokenizer, messages)
+    if len(sequences) > 1:
         earlier = messages[1 : 2 * (len(texts) // 2) - 1 : 2]
         assert any(special in message["content"] for message in earlier for special in SPECIAL[:4])
-        return
-    for turn, number in zip(turns, range(1, len(texts), 2), strict=True):
+    placed = [(spoken.tokens, turn) for spoken in sequences for turn in spoken.turns]
+    for (tokens, turn), number in zip(placed, range(1, len(texts), 2), strict=True):
         assert (tokens[: turn.start], tokens[turn.start : turn.stop]) == seen_in_use(tokenizer, messages, number)
         assert tokens[turn.start : turn.stop].count(tokenizer.eos_token_id) == 1
 
 
 def test_turns_count_from_the_first_that_is_asked_for(tokenizer):
     messages = conversation(["a", "b", "c", "d", "e", "f"])
-    assert [len(encode_turns(tokenizer, messages, first)[1]) for first in range(6)] == [3, 3, 2, 2, 1, 1]
-    assert encode_turns(tokenizer, messages, 5)[0] == encode_turns(tokenizer, messages)[0]
+    found = [encode_turns(tokenizer, messages, first) for first in range(6)]
+    assert [len(spoken.turns) for (spoken,) in found] == [3, 3, 2, 2, 1, 1]
+    assert found[5][0].tokens == found[0][0].tokens
 
 
 def test_a_turn_that_opens_the_conversation_answers_nothing(tokenizer):
-    tokens, turns = encode_turns(tokenizer, [assistant("Hello!"), user("hi"), assistant("Yes?")])
-    assert [tokenizer.decode(tokens[turn.start : turn.stop]) for turn in turns] == ["Yes?<|end|>"]
+    (spoken,) = encode_turns(tokenizer, [assistant("Hello!"), user("hi"), assistant("Yes?")])
+    assert [tokenizer.decode(spoken.tokens[turn.start : turn.stop]) for turn in spoken.turns] == ["Yes?<|end|>"]
 
 
 def test_a_saved_tokenizer_encodes_alike(tokenizer, tmp_path):

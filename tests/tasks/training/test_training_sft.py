@@ -149,14 +149,16 @@ def test_before_every_trained_turn_stand_the_tokens_seen_in_use(tokenizer):
     assert [row.tokens[:begin] for begin in begins] == [encode_prompt(tokenizer, TALK[:number]) for number in (1, 3, 5)]
 
 
-def test_a_template_that_drops_thoughts_is_refused_by_row_for_every_turn_and_good_for_answers(tokenizer, monkeypatch):
+def test_with_a_template_that_drops_thoughts_each_turn_is_trained_as_it_is_seen_in_use(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", THINKS)
-    thought = [*TALK[:1], assistant("<think>Hm.</think>Very."), *TALK[2:3]]
-    rows = [demonstration(416, "Cold."), demonstration(417, "Cold.", thought)]
-    with pytest.raises(PreflineError, match=r"march\.jsonl, line 417: .* up to message 2 differently .*\n.*sft\.trained to answer"):
-        sft_rows(rows, tokenizer, 200, every_turn=True)
-    found, _ = sft_rows(rows, tokenizer, 200)
-    assert [tokenizer.decode(row.answer) for row in found] == ["Cold.<|end|>"] * 2
+    thought = [*TALK[:1], assistant("<think>Hm.</think>Very."), *TALK[2:3], assistant("Cold."), *TALK[4:]]
+    found, left_out = sft_rows([demonstration(417, "Yes.", thought)], tokenizer, 200, every_turn=True)
+    assert left_out == 0
+    assert [spans(tokenizer, row) for row in found] == [["<think>Hm.</think>Very.<|end|>"], ["Cold.<|end|>", "Yes.<|end|>"]]
+    assert [row.prompt for row in found] == [encode_prompt(tokenizer, thought[:1]), encode_prompt(tokenizer, thought[:3])]
+    assert "Hm." not in tokenizer.decode(found[1].tokens)
+    (row,), _ = sft_rows([demonstration(417, "Yes.", thought)], tokenizer, 200)
+    assert spans(tokenizer, row) == ["Yes.<|end|>"]
 
 
 @pytest.mark.parametrize("answer", ["", " \n\t", [user("Hm?")], [assistant("Very."), user("Sure?"), assistant(" ")]])
