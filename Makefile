@@ -9,8 +9,9 @@ RUN := $(VENV)/bin
 demo: $(VENV)/ready
 	$(RUN)/prefline run
 
+# Two processes of one thread each; a file's tests stay together, and so share what is slow to make.
 test: check
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/ready
 	$(RUN)/ruff check .
