@@ -1,14 +1,23 @@
-"""What an evaluation found, as one checked document (evaluation.json): the evidence that gates and reports read."""
+"""What an evaluation found, as one checked document (evaluation.json): the evidence that gates and reports read.
+
+Run as a program it prints the document's JSON Schema.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tasks.errors import PreflineError
 from tasks.training.calibration import Bin
 from tasks.training.scorecard import HeldOut
+
+EVALUATION = "evaluation.json"
+SCHEMA_VERSION = 1
+"""Of evaluation.json. A release that removes a field, or changes what one means, raises it."""
 
 
 class Finding(BaseModel):
@@ -159,7 +168,7 @@ class OverOptimisation(Finding):
 
 
 class Evaluation(Finding):
-    """prompts: how many held-out ones. baseline: what the policy was compared with. kl: nats a sequence from SFT.
+    """schema_version: see SCHEMA_VERSION. prompts: how many held-out ones. baseline: what the policy was compared with. kl: nats a sequence from SFT.
 
     *_gold: by the known truth, shown beside the judge and never used by a gate. judge_accuracy: on held-out comparisons
     of people, with its interval; judge_pairs: how many. prefer_longer: the accuracy of preferring the longer answer there.
@@ -171,6 +180,7 @@ class Evaluation(Finding):
     detectable: the smallest true win rate that so many prompts show to be above one half, four times in five.
     """
 
+    schema_version: Literal[1] = SCHEMA_VERSION
     prompts: int
     baseline: str
     baseline_version: str | None
@@ -202,7 +212,40 @@ class Evaluation(Finding):
 
     @classmethod
     def load(cls, folder: Path) -> Evaluation:
-        return cls.model_validate_json((folder / "evaluation.json").read_text(encoding="utf-8"))
+        """Raises PreflineError where the file is missing, damaged or of another version."""
+        path = folder / EVALUATION
+        try:
+            text = path.read_text(encoding="utf-8")
+            body = json.loads(text)
+            found = body.get("schema_version", SCHEMA_VERSION) if isinstance(body, dict) else SCHEMA_VERSION
+            if found != SCHEMA_VERSION:
+                raise _unreadable(path, f"its schema_version is {found}, and this Prefline reads version {SCHEMA_VERSION}")
+            return cls.model_validate_json(text)
+        except OSError as error:
+            raise _unreadable(path, error.strerror or type(error).__name__) from None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            more = f", and {error.error_count() - 1} more like it" if error.error_count() > 1 else ""
+            raise _unreadable(path, f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}{more}") from None
+        except ValueError as error:
+            raise _unreadable(path, f"it is not JSON ({error})") from None
 
     def save(self, folder: Path) -> None:
-        (folder / "evaluation.json").write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (folder / EVALUATION).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def _unreadable(path: Path, why: str) -> PreflineError:
+    return PreflineError(
+        f"{path} can't be read: {why}.",
+        "Was it written by another version of Prefline? Evaluate again (prefline stage evaluate), or read it with the version that wrote it.",
+    )
+
+
+def schema() -> str:
+    """The JSON Schema of evaluation.json, as text."""
+    body: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Evaluation.model_json_schema()}
+    return json.dumps(body, indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    print(schema(), end="")
