@@ -168,7 +168,8 @@ class OverOptimisation(Finding):
 
 
 class Evaluation(Finding):
-    """schema_version: see SCHEMA_VERSION. prompts: how many held-out ones. baseline: what the policy was compared with. kl: nats a sequence from SFT.
+    """schema_version: see SCHEMA_VERSION. prompts: how many held-out ones. baseline: what the policy was compared with.
+    kl: nats a sequence from SFT.
 
     *_gold: by the known truth, shown beside the judge and never used by a gate. judge_accuracy: on held-out comparisons
     of people, with its interval; judge_pairs: how many. prefer_longer: the accuracy of preferring the longer answer there.
@@ -237,7 +238,7 @@ class Evaluation(Finding):
 def _unreadable(path: Path, why: str) -> PreflineError:
     return PreflineError(
         f"{path} can't be read: {why}.",
-        "Was it written by another version of Prefline? Evaluate again (prefline stage evaluate), or read it with the version that wrote it.",
+        "Was it written by another Prefline? Evaluate again (prefline stage evaluate), or read it with the version that wrote it.",
     )
 
 
