@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,7 +16,7 @@ from tasks.training.calibration import Bin
 from tasks.training.scorecard import HeldOut
 
 EVALUATION = "evaluation.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 """Of evaluation.json. A release that removes a field, or changes what one means, raises it."""
 
 
