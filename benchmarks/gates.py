@@ -22,6 +22,8 @@ from tasks.evaluation.answers import Judged, Outcome, Reply
 from tasks.evaluation.findings import Evidence, findings
 from tasks.evaluation.overoptimisation import Round, Rounds, Scores
 from tasks.evaluation.planning import prompts_needed
+from tasks.evaluation.result import JudgeReport
+from tasks.evaluation.statistics import win_rate
 from tasks.registry.gates import Facts, check_gates, read_policy
 from tasks.training.intervals import Bootstrap
 
@@ -101,6 +103,7 @@ def refusals(world: World, prompts: int, seed: int) -> list[str]:
         pairs=400,
         baseline="SFT model",
         baseline_version=None,
+        judges=[_REPORT],
     )
     policy = read_policy(ROOT / "mlflow" / "promotion.yaml").model_copy(update={"min_prompts": prompts})
     return [gate.name for gate in check_gates(findings(evidence, BOOTSTRAP), policy, Facts()) if not gate.passed]
@@ -117,6 +120,15 @@ def _judge_of_people() -> Agreement:
 
 
 _JUDGE = _judge_of_people()
+_REPORT = JudgeReport(
+    judge="reward_model",
+    about="a coin with the world's win rate",
+    prompts=PROMPTS,
+    win_rate=win_rate(np.full(PROMPTS, 0.5), range(PROMPTS), BOOTSTRAP),
+    win_rate_over_sft=None,
+    pairs=400,
+    accuracy=_JUDGE.accuracy,
+)
 
 
 def measure(world: World, worlds: int, prompts: int = PROMPTS) -> dict[str, object]:

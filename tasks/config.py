@@ -11,10 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.training_config import AdapterConfig, ComputeConfig, Count, Part, PolicyConfig, RewardConfig, Section, SFTConfig, Share
+from tasks.training_config import AdapterConfig, ComputeConfig, Count, Part, PolicyConfig, Positive, RewardConfig, Section, SFTConfig, Share
 
 Sources = Annotated[list[str], Field(min_length=1)]
 Phrase = Annotated[str, Field(pattern=r"\w")]
+JudgeKind = Literal["reward_model", "language_model", "people"]
+"""Who may decide an evaluation."""
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 FormatName = Literal[
     "auto",
@@ -157,9 +159,43 @@ class TinyConfig(Section):
         return self
 
 
+class BudgetConfig(Section):
+    """What one evaluation may ask of a language model, replies that are known already not counted; None for no limit."""
+
+    calls: Count | None = 5000
+    tokens: Count | None = None
+
+
+class LanguageModelConfig(Section):
+    """A language model that judges. url: of a server that speaks OpenAI's chat completions, and model: its name there.
+
+    Without a url model is a Hugging Face name, a folder or a .gguf file, and read here. Without a model none is asked.
+    human_pairs: of people's held-out comparisons that it is measured on, at most. at_once: requests under way.
+    The server's key is the environment's PREFLINE_JUDGE_KEY.
+    """
+
+    url: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
+    model: Annotated[str, Field(min_length=1)] | None = None
+    template: str = "mlflow/judge.txt"
+    reply_tokens: Count = 512
+    human_pairs: Count = 200
+    requests_a_minute: Positive = 300.0
+    at_once: Count = 8
+    timeout_seconds: Positive = 60.0
+    budget: BudgetConfig = BudgetConfig()
+
+    @model_validator(mode="after")
+    def _a_model_there(self) -> LanguageModelConfig:
+        if self.url and not self.model:
+            raise ValueError("url names a server, but model does not say which of its models to ask")
+        return self
+
+
 class EvaluationConfig(Section):
     """prompts: at most so many held-out prompts. resamples: of the bootstrap. refusals: phrases by which an answer refuses.
 
+    judge: whose verdicts decide; the others' are shown beside them. people: files or folders with comparisons that people made
+    of the answers of this evaluation.
     reward_bench: files, folders and "hub:OWNER/NAME" sets of comparisons by category, to measure the scorers on.
     """
 
@@ -182,6 +218,24 @@ class EvaluationConfig(Section):
         "I refuse",
     ]
     reward_bench: list[str] = []
+    judge: JudgeKind = "reward_model"
+    language_model: LanguageModelConfig = LanguageModelConfig()
+    people: list[str] = []
+
+    @model_validator(mode="after")
+    def _somebody_judges(self) -> EvaluationConfig:
+        if self.judge == "language_model" and not self.language_model.model:
+            raise ValueError("judge: language_model needs language_model.model")
+        if self.judge == "people" and not self.people:
+            raise ValueError("judge: people needs files with their comparisons in people, as in [data/batches]")
+        return self
+
+    @property
+    def files(self) -> list[str]:
+        """Files and folders whose content decides what is found. A name that is no file has none."""
+        asked = self.language_model
+        of_model = [asked.template, *([] if asked.url else [asked.model])] if asked.model else []
+        return [*self.reward_bench, *self.people, *of_model]
 
 
 class NamesConfig(Section):

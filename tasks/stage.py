@@ -160,7 +160,7 @@ class Stage:
             "settings": Settings(config, self.reads).plain(),
             "code": code_digest(self.package),
             "libraries": library_versions(),
-            "named": {name: _content(root / Path(name).expanduser()) for name in named},
+            "named": {name: content_of(root / Path(name).expanduser()) for name in named},
         }
 
     def key(self, config: PipelineConfig, inputs: dict[str, StageResult], root: Path) -> str:
@@ -294,7 +294,7 @@ def hash_files(folder: Path) -> dict[str, str]:
     return found
 
 
-def _content(path: Path) -> dict[str, str]:
+def content_of(path: Path) -> dict[str, str]:
     """What a file, or the files of a folder, hold; nothing where there is none: whoever reads it says so better."""
     if not path.is_file():
         return hash_files(path)

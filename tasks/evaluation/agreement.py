@@ -58,18 +58,25 @@ def human_pairs(comparisons: Iterable[Comparison], tokenizer: PreTrainedTokenize
 
     Ties, identical answers and texts over max_tokens are left out.
     """
-    by_prompt: dict[str, dict[str, list[Comparison]]] = {}
-    for comparison in comparisons:
-        by_prompt.setdefault(comparison.group_id, {}).setdefault(comparison.ranking or comparison.id, []).append(comparison)
     pairs = HumanPairs()
-    for prompt, rankings in by_prompt.items():
-        first = [comparison for ranking in islice(rankings.values(), RANKINGS_PER_PROMPT) for comparison in ranking]
+    for prompt, first in first_rankings(comparisons).items():
         groups, _ = reward_groups(first, tokenizer, max_tokens)
         for group in groups:
             places = [texts.place(text) for text in group.texts]
             for better, worse in group.pairs:
                 pairs.add(places[better], places[worse], len(group.texts[better]), len(group.texts[worse]), prompt)
     return pairs
+
+
+def first_rankings(comparisons: Iterable[Comparison]) -> dict[str, list[Comparison]]:
+    """The comparisons of each prompt's first rankings (or single pairs), RANKINGS_PER_PROMPT of them, by the group of prompts."""
+    by_prompt: dict[str, dict[str, list[Comparison]]] = {}
+    for comparison in comparisons:
+        by_prompt.setdefault(comparison.group_id, {}).setdefault(comparison.ranking or comparison.id, []).append(comparison)
+    return {
+        prompt: [comparison for ranking in islice(rankings.values(), RANKINGS_PER_PROMPT) for comparison in ranking]
+        for prompt, rankings in by_prompt.items()
+    }
 
 
 def agreement(scores: np.ndarray, pairs: HumanPairs, bootstrap: Bootstrap) -> Agreement:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.data.encoding import decode, encode_answer, encode_prompt, load_tokenizer
 from tasks.data.records import Message, assistant, write_jsonl
-from tasks.evaluation.result import SliceKind
+from tasks.evaluation.result import JudgeName, SliceKind
 from tasks.training.ensemble import load_scorer
 from tasks.training.logprobs import TOKENS_AT_ONCE, given_logprobs
 from tasks.training.models import load_policy, score_texts, tokenizer_fingerprint
@@ -25,11 +25,22 @@ Outcome = Literal["win", "loss", "tie"]
 """Of the policy's answer against another's."""
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """A judge's word on two answers, of the first of them (the policy's). by_order: what it said when that one was shown first,
+    and when the other was, None for what can't be read; None as a whole for a judge who is not shown them in an order.
+    """
+
+    judge: JudgeName
+    outcome: Outcome
+    by_order: tuple[Outcome | None, Outcome | None] | None = None
+
+
 @dataclass
 class Reply:
-    """One model's answer to one prompt. length: tokens. own, judge: rewards. gold, right: None without a known truth.
+    """One model's answer to one prompt. length: tokens. own, judge: rewards of the policy's reward model and the independent one.
 
-    refused: by the phrases of evaluation.refusals.
+    gold, right: None without a known truth. refused: by the phrases of evaluation.refusals.
     """
 
     text: str
@@ -54,8 +65,9 @@ class Trait:
 class Judged:
     """A held-out prompt, each model's answer to it, and who won. baseline: None where the baseline is the SFT model.
 
-    judge, gold: the policy against the baseline; *_over_sft: against SFT. refuse: should the prompt be refused? None where
-    nobody says. traits: the slices that it belongs to, besides those of its tags.
+    judge, gold: the policy against the baseline; *_over_sft: against SFT. judge: of the one who decides (evaluation.judge), None
+    where that one has not judged this prompt. verdicts: of every judge. refuse: should the prompt be refused? None where nobody
+    says. traits: the slices that it belongs to, besides those of its tags.
     """
 
     prompt: list[Message]
@@ -64,12 +76,14 @@ class Judged:
     policy: Reply
     sft: Reply
     baseline: Reply | None
-    judge: Outcome
-    judge_over_sft: Outcome
+    judge: Outcome | None
+    judge_over_sft: Outcome | None
     gold: Outcome | None = None
     gold_over_sft: Outcome | None = None
     refuse: bool | None = None
     traits: list[Trait] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+    verdicts_over_sft: list[Verdict] = field(default_factory=list)
 
     @property
     def rival(self) -> Reply:
@@ -123,7 +137,12 @@ def conversation(messages: Sequence[Message]) -> str:
 
 def _judged(row: dict[str, Any]) -> Judged:
     replies = {name: Reply(**row[name]) if row[name] else None for name in ("policy", "sft", "baseline")}
-    return Judged(**{**row, **replies, "traits": [Trait(**trait) for trait in row.get("traits", ())]})
+    verdicts = {name: [_verdict(verdict) for verdict in row.get(name, ())] for name in ("verdicts", "verdicts_over_sft")}
+    return Judged(**{**row, **replies, **verdicts, "traits": [Trait(**trait) for trait in row.get("traits", ())]})
+
+
+def _verdict(row: dict[str, Any]) -> Verdict:
+    return Verdict(row["judge"], row["outcome"], tuple(row["by_order"]) if row["by_order"] else None)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ from tasks.evaluation.answers import Judged, Outcome, Reply, Texts, Vocabulary, 
 from tasks.evaluation.exam import Exam, Said
 from tasks.evaluation.findings import Evidence, findings
 from tasks.evaluation.forgetting import to_recite
+from tasks.evaluation.judges.judge import verdict
+from tasks.evaluation.judges.pairs import held_out_by_people
+from tasks.evaluation.judges.panel import convene, hear
 from tasks.evaluation.overoptimisation import Rounds, Scores
 from tasks.evaluation.plots import draw
 from tasks.evaluation.refusals import Refusals, should_refuse
@@ -50,7 +53,7 @@ class Opponent:
         return cls(body["name"], body["version"], folder / "model" if (folder / "model").is_dir() else None)
 
 
-@stage("evaluate", reads=("seed", "max_tokens", "max_new_tokens", "evaluation"), package="evaluation", files=("evaluation.reward_bench",))
+@stage("evaluate", reads=("seed", "max_tokens", "max_new_tokens", "evaluation"), package="evaluation", files=("evaluation.files",))
 def evaluate(
     config: Settings,
     *,
@@ -77,20 +80,31 @@ def evaluate(
     kl = exam.kl_from(sft.path / "model", by_policy.answers)
     pairs = comparable_pairs(held, vocabulary, config.max_tokens, exam.texts)
     bench = read_categories(config.evaluation.reward_bench, run.root, vocabulary, config.max_tokens, exam.texts)
+    by_people = held_out_by_people(held.comparisons("validation", "test"), vocabulary.tokenizer, config.max_tokens, exam.texts)
     scores = Scores(exam.scores_by(reward_model.path / "model"), exam.scores_by(judge.path / "model"), None)
 
     bootstrap = Bootstrap(config.evaluation.resamples, config.evaluation.confidence, config.seed)
-    rows = judged(
+    truth = truth_of(held, prompts)
+    panel = convene(
+        config.evaluation,
+        run.root,
+        by_people.scored(scores.judge, held.shop()),
+        truth is not None,
+        config.seed,
+        lambda done, asked: run.report(exam.done + done, exam.total + asked),
+    )
+    rows = answered(
         prompts,
         by_policy.answers,
         by_sft.answers,
         by_opponent.answers if by_opponent else None,
         scores,
-        truth_of(held, prompts),
+        truth,
         Refusals(config.evaluation.refusals),
     )
     lengths = [len(vocabulary.encode(prompt.messages)) for prompt in prompts]
     describe(rows, prompts, lengths, learnt_prompts(held))
+    rows, judges = hear(panel, rows, bootstrap)
     evidence = Evidence(
         rows=rows,
         too_long=too_long,
@@ -110,6 +124,8 @@ def evaluate(
             judge=HeldOut.load(judge.path),
             reward_bench=weighed(bench, scores.own, scores.judge, bootstrap),
         ),
+        judges=judges,
+        decided_by=panel.decides,
     )
     found = findings(evidence, bootstrap)
     found.save(run.out)
@@ -171,7 +187,7 @@ def truth_of(held: Dataset, prompts: list[Prompt]) -> Shop | None:
     return shop if shop and all(prompt.messages[-1]["content"] in shop.by_text for prompt in prompts) else None
 
 
-def judged(
+def answered(
     prompts: list[Prompt],
     by_policy: list[Said],
     by_sft: list[Said],
@@ -180,7 +196,7 @@ def judged(
     truth: Shop | None,
     refusals: Refusals,
 ) -> list[Judged]:
-    """A row a prompt: everybody's answer with its scores, and who won. scores: of all texts."""
+    """A row a prompt, before it is judged: everybody's answer with its scores. scores: of all texts."""
     rows = []
     for place, (prompt, refuse) in enumerate(zip(prompts, should_refuse(prompts, truth), strict=True)):
         policy, sft = (reply(said[place], prompt, scores, truth, refusals) for said in (by_policy, by_sft))
@@ -194,8 +210,8 @@ def judged(
                 policy=policy,
                 sft=sft,
                 baseline=opponent,
-                judge=verdict(policy, rival, policy.judge, rival.judge),
-                judge_over_sft=verdict(policy, sft, policy.judge, sft.judge),
+                judge=None,
+                judge_over_sft=None,
                 gold=verdict_of_gold(policy, rival),
                 gold_over_sft=verdict_of_gold(policy, sft),
                 refuse=refuse,
@@ -216,13 +232,6 @@ def reply(said: Said, prompt: Prompt, scores: Scores, truth: Shop | None, refusa
         right=known.right if known else None,
         refused=refusals.refuses(said.text),
     )
-
-
-def verdict(policy: Reply, other: Reply, score: float, other_score: float) -> Outcome:
-    """A tie where both answers read the same, whatever the scores say of where one of them was cut."""
-    if score == other_score or policy.text == other.text:
-        return "tie"
-    return "win" if score > other_score else "loss"
 
 
 def verdict_of_gold(policy: Reply, other: Reply) -> Outcome | None:

@@ -15,7 +15,7 @@ from tasks.evaluation.means import mean, means
 from tasks.evaluation.overoptimisation import Gains, Rounds, Scores, gains, over_optimisation
 from tasks.evaluation.planning import detectable_rate
 from tasks.evaluation.rates import POINTS, certain, rate_of
-from tasks.evaluation.result import Evaluation, Habits, Scorers
+from tasks.evaluation.result import Evaluation, Habits, JudgeName, JudgeReport, Scorers
 from tasks.evaluation.slices import slices
 from tasks.evaluation.text_measures import repetition
 from tasks.training.intervals import Bootstrap, Interval, mean_interval
@@ -27,6 +27,7 @@ class Evidence:
 
     too_long: test prompts left out because they leave no room for an answer. *_recital: how well each model knows the
     held-out demonstrations, None where there are none. scorers: what was measured of reward model and judge elsewhere.
+    judges: what each said; decided_by: the one whose verdicts the rows hold.
     """
 
     rows: Sequence[Judged]
@@ -43,11 +44,13 @@ class Evidence:
     sft_recital: Recital | None = None
     baseline_recital: Recital | None = None
     scorers: Scorers = field(default_factory=Scorers)
+    judges: Sequence[JudgeReport] = ()
+    decided_by: JudgeName = "reward_model"
 
 
 def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
     """Everything that gates and reports read, with intervals."""
-    rows = evidence.rows
+    rows = [row for row in evidence.rows if row.judge and row.judge_over_sft]
     registered = gains_over_sft(rows, bootstrap)
     refuse = [row.refuse for row in rows]
     by_baseline = [row.baseline for row in rows if row.baseline]
@@ -55,6 +58,9 @@ def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
     return Evaluation(
         prompts=len(rows),
         too_long=evidence.too_long,
+        decided_by=evidence.decided_by,
+        judges=list(evidence.judges),
+        unjudged=len(evidence.rows) - len(rows),
         baseline=evidence.baseline,
         baseline_version=evidence.baseline_version,
         win_rate=certain(rate_of(rows, lambda row: row.judge, bootstrap)),
@@ -85,7 +91,7 @@ def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
 
 
 def _at_equal_lengths(rows: Sequence[Judged], bootstrap: Bootstrap) -> Interval:
-    points = np.array([POINTS[row.judge] for row in rows])
+    points = np.array([POINTS[row.judge] for row in rows if row.judge])
     longer = np.array([row.policy.length - row.rival.length for row in rows])
     return length_controlled(points, longer, [row.group_id for row in rows], bootstrap)
 
@@ -106,7 +112,7 @@ def _more_often(rows: Sequence[Judged], share: Callable[[Reply], float], bootstr
 
 def agreement_with_gold(rows: Sequence[Judged]) -> float | None:
     """Share of the prompts decided by gold on which the judge names the same winner, its ties counted half."""
-    points = [1 - abs(POINTS[row.judge] - POINTS[row.gold]) for row in rows if row.gold in ("win", "loss")]
+    points = [1 - abs(POINTS[row.judge] - POINTS[row.gold]) for row in rows if row.judge and row.gold in ("win", "loss")]
     return mean(points) if points else None
 
 

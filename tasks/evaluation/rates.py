@@ -15,11 +15,11 @@ POINTS: dict[Outcome, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
 
 def rate_of(rows: Sequence[Judged], verdict: Callable[[Judged], Outcome | None], bootstrap: Bootstrap) -> WinRate | None:
-    """None where there is no verdict (no known truth)."""
-    points = [POINTS[outcome] for row in rows if (outcome := verdict(row))]
-    return win_rate(np.array(points), [row.group_id for row in rows], bootstrap) if points else None
+    """Over the rows that have a verdict; None where none has (no known truth)."""
+    found = [(POINTS[outcome], row.group_id) for row in rows if (outcome := verdict(row))]
+    return win_rate(np.array([points for points, _ in found]), [group for _, group in found], bootstrap) if found else None
 
 
 def certain(rate: WinRate | None) -> WinRate:
-    assert rate is not None, "the judge has a verdict on every prompt"
+    assert rate is not None, "the judge that decides has a verdict on every prompt that counts"
     return rate

@@ -24,6 +24,10 @@ class Finding(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+JudgeName = Literal["reward_model", "language_model", "people", "gold"]
+"""The independent reward model, a language model that is asked, people, and the known truth, which never decides."""
+
+
 class WinRate(Finding):
     """Share of prompts on which the policy's answer is the better one, ties counted half, with its interval.
 
@@ -107,6 +111,45 @@ class Scorers(Finding):
     reward_bench: RewardBench | None = None
 
 
+class Spent(Finding):
+    """What asking a judge took. calls: requests, cached: replies that were known. tokens: of prompts and replies."""
+
+    calls: int = 0
+    cached: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class JudgeReport(Finding):
+    """What a judge said of the policy, and what its word is worth, measured on comparisons that people made.
+
+    about: which one it is. prompts: that it judged. pairs: of people's, on which it was measured. accuracy: where people named a
+    winner, its ties counted half. agreement: it says the same, ties too; agreement_decided: where neither called it a tie.
+    kappa: Cohen's, with people. prefers_longer: how often the longer one of two answers wins by its word, and how often by
+    people's on the same pairs. prefers_first: how often the one shown first wins. orders_disagree: share of pairs that it judged
+    otherwise when shown the other way round. orders: how often it was shown a pair, unparsable: how many of its words can't be
+    read. What nobody could measure is None.
+    """
+
+    judge: JudgeName
+    about: str
+    prompts: int
+    win_rate: WinRate | None
+    win_rate_over_sft: WinRate | None
+    pairs: int
+    accuracy: tuple[float, float, float] | None
+    agreement: tuple[float, float, float] | None = None
+    agreement_decided: tuple[float, float, float] | None = None
+    kappa: tuple[float, float, float] | None = None
+    prefers_longer: float | None = None
+    people_prefer_longer: float | None = None
+    prefers_first: float | None = None
+    orders_disagree: float | None = None
+    orders: int = 0
+    unparsable: int = 0
+    spent: Spent = Spent()
+
+
 class Means(Finding):
     """Means over the held-out prompts for one model. own, judge: rewards. gold, right: None without a known truth.
 
@@ -168,12 +211,14 @@ class OverOptimisation(Finding):
 
 
 class Evaluation(Finding):
-    """schema_version: see SCHEMA_VERSION. prompts: how many held-out ones. baseline: what the policy was compared with.
+    """schema_version: see SCHEMA_VERSION. prompts: how many held-out ones were judged. baseline: what the policy was compared with.
     kl: nats a sequence from SFT.
 
-    *_gold: by the known truth, shown beside the judge and never used by a gate. judge_accuracy: on held-out comparisons
-    of people, with its interval; judge_pairs: how many. prefer_longer: the accuracy of preferring the longer answer there.
-    judge_agrees_with_gold: share of the prompts that gold decides on which the judge names the same winner.
+    decided_by: the judge whose verdicts make win rates and slices. judges: all that were heard. unjudged: prompts on which the
+    one that decides said nothing; they are left out. *_gold: by the known truth, shown beside the judge and never used by a gate.
+    judge_accuracy: the independent reward model's, on held-out comparisons of people, with its interval; judge_pairs: how many.
+    prefer_longer: the accuracy of preferring the longer answer there.
+    judge_agrees_with_gold: share of the prompts that gold decides on which the judge that decides names the same winner.
     baseline_means: None where the baseline is the SFT model. confidence: of every interval.
     too_long: test prompts left out because they leave no room for an answer. habits: that give a hacked policy away.
     length_controlled: the judge's win rate that would be left at equal lengths, over the baseline, with its interval.
@@ -210,6 +255,14 @@ class Evaluation(Finding):
     too_long: int = 0
     habits: Habits | None = None
     scorers: Scorers = Scorers()
+    decided_by: JudgeName = "reward_model"
+    judges: list[JudgeReport] = []
+    unjudged: int = 0
+
+    @property
+    def deciding(self) -> JudgeReport | None:
+        """The judge that decided, or None where nothing is known of it."""
+        return next((report for report in self.judges if report.judge == self.decided_by), None)
 
     @classmethod
     def load(cls, folder: Path) -> Evaluation:

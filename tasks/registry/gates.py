@@ -14,7 +14,7 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tasks.config import Share
+from tasks.config import JudgeKind, Share
 from tasks.errors import ConfigError
 from tasks.evaluation.result import Evaluation, WinRate
 
@@ -24,6 +24,7 @@ class PromotionPolicy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    judge: JudgeKind = "reward_model"
     min_prompts: Annotated[int, Field(ge=1)] = 200
     win_rate_above: Share = 0.5
     win_rate_over_sft_above: Share = 0.5
@@ -80,7 +81,7 @@ def check_gates(evaluation: Evaluation, policy: PromotionPolicy, facts: Facts) -
         _worst_slice(evaluation, policy),
         _number("KL from SFT", evaluation.kl, "at most", policy.kl_at_most, evaluation.kl <= policy.kl_at_most, " nats a sequence"),
         _share("answers that end by themselves", evaluation.policy.stopped, policy.stopped_share),
-        _judge(evaluation, policy),
+        *_judge(evaluation, policy),
         _number("held-out prompts", evaluation.prompts, "at least", policy.min_prompts, evaluation.prompts >= policy.min_prompts),
         *_facts(facts, policy),
     ]
@@ -135,13 +136,30 @@ def _worst_slice(evaluation: Evaluation, policy: PromotionPolicy) -> Gate:
     )
 
 
-def _judge(evaluation: Evaluation, policy: PromotionPolicy) -> Gate:
-    value, low, high = evaluation.judge_accuracy
-    return Gate(
+def _judge(evaluation: Evaluation, policy: PromotionPolicy) -> Iterator[Gate]:
+    """The one that the policy asks for must have decided, and its word be worth something. People are what judges are measured by."""
+    deciding = evaluation.deciding
+    heard = deciding is not None and deciding.win_rate is not None
+    yield Gate(
+        name="judge",
+        required=f"{policy.judge} decides",
+        found=f"{evaluation.decided_by} decided" if heard else f"{evaluation.decided_by}, of whom nothing is known",
+        passed=heard and evaluation.decided_by == policy.judge,
+    )
+    if evaluation.decided_by == "people":
+        found = "people are what judges are measured by"
+        if deciding and deciding.agreement:
+            value, low, high = deciding.agreement
+            found += f"; two of them agree in {value:.3f} ({low:.3f} to {high:.3f}) of {deciding.pairs:,} pairs"
+        yield Gate(name="judge agrees with people", required="is people", found=found, passed=True)
+        return
+    value, low, high = (deciding and deciding.accuracy) or (0.0, 0.0, 0.0)
+    measured = f"{value:.3f} ({low:.3f} to {high:.3f}) of {deciding.pairs:,} comparisons" if deciding and deciding.accuracy else ""
+    yield Gate(
         name="judge agrees with people",
         required=f"lower bound above {policy.judge_accuracy_above:.2f}",
-        found=f"{value:.3f} ({low:.3f} to {high:.3f}) of {evaluation.judge_pairs:,} comparisons",
-        passed=low > policy.judge_accuracy_above,
+        found=measured or "not measured",
+        passed=bool(measured) and low > policy.judge_accuracy_above,
     )
 
 

@@ -47,13 +47,19 @@ def build_base(source: str, tiny: TinyConfig, texts: Iterable[str], seed: int) -
     if source == TINY:
         tokenizer = train_tokenizer(texts, tiny.vocabulary)
         return tiny_llama(tiny, tokenizer, seed), tokenizer
-    path = Path(source).expanduser()
-    if path.suffix == ".gguf":
-        model, tokenizer = _from_gguf(path)
-    else:
-        model, tokenizer = _from_hub(source, path)
+    model, tokenizer = pretrained(source, seed=seed)
     _must_score(source, model)
-    _must_belong(source, model, tokenizer)
+    return model, tokenizer
+
+
+def pretrained(source: str, key: str = "model", seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A language model and its tokenizer, which has a chat template: from a .gguf file, a local folder or a Hugging Face name.
+
+    key: of the configuration, for messages. Raises ConfigError where there is nothing of that name, or nothing that fits.
+    """
+    path = Path(source).expanduser()
+    model, tokenizer = _from_gguf(path, key) if path.suffix == ".gguf" else _from_hub(source, path, key)
+    _must_belong(source, model, tokenizer, key)
     embeddings = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > embeddings:  # tokens added later, as reading a GGUF file does: a text may hold them
         torch.manual_seed(seed)
@@ -85,19 +91,19 @@ def _must_score(source: str, model: PreTrainedModel) -> None:
         )
 
 
-def _must_belong(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _must_belong(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, key: str) -> None:
     """Raises ConfigError where the tokenizer has no EOS, or shows that it is another model's."""
     eos = tokenizer.eos_token_id
     if eos is None:
         raise ConfigError(
-            f"model: {source} has a tokenizer without an end-of-sequence token.",
+            f"{key}: {source} has a tokenizer without an end-of-sequence token.",
             "Prefline trains where answers end; choose a model whose tokenizer has one.",
         )
     embeddings = model.get_input_embeddings().num_embeddings
     if max(tokenizer.vocab_size, eos + 1) > embeddings:
         knows = f"knows {tokenizer.vocab_size}" if eos < embeddings else f"ends texts with token {eos}"
         raise ConfigError(
-            f"model: {source} has embeddings for {embeddings} tokens, its tokenizer {knows}.",
+            f"{key}: {source} has embeddings for {embeddings} tokens, its tokenizer {knows}.",
             "The two do not belong together; take both from one place.",
         )
     ends = model.config.eos_token_id
@@ -106,7 +112,7 @@ def _must_belong(source: str, model: PreTrainedModel, tokenizer: PreTrainedToken
     if ends and marks.isdisjoint(ends):
         word = tokenizer.convert_ids_to_tokens(ends[0]) if ends[0] < len(tokenizer) else None
         raise ConfigError(
-            f"model: {source} ends texts with token {ends[0]} (eos_token_id in config.json), which its tokenizer "
+            f"{key}: {source} ends texts with token {ends[0]} (eos_token_id in config.json), which its tokenizer "
             + ("does not know." if word is None else f"takes for the word {word!r}."),
             "If the two belong together set eos_token_id to the tokenizer's; else take both from one place.",
         )
@@ -117,16 +123,16 @@ def _begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
-def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _from_gguf(path: Path, key: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Dequantised to fp32 and rebuilt without the quantisation settings, which would refuse to be saved or trained."""
     if not path.is_file():
-        raise ConfigError(f"model: no file {path}.", "Give the path of a .gguf file, a folder or a Hugging Face name.")
+        raise ConfigError(f"{key}: no file {path}.", "Give the path of a .gguf file, a folder or a Hugging Face name.")
     try:
         loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except (ValueError, OSError, KeyError, NotImplementedError, struct.error) as error:
         raise ConfigError(
-            f"model: {path} can't be read as GGUF ({error}).", "Is it whole, and an architecture that transformers converts?"
+            f"{key}: {path} can't be read as GGUF ({error}).", "Is it whole, and an architecture that transformers converts?"
         ) from error
     config = AutoConfig.for_model(
         loaded.config.model_type, **{k: v for k, v in loaded.config.to_dict().items() if k not in ("quantization_config", "model_type")}
@@ -137,11 +143,11 @@ def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model.float(), tokenizer
 
 
-def _from_hub(source: str, path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _from_hub(source: str, path: Path, key: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     looks_local = path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_local and not (path / "config.json").is_file():
         raise ConfigError(
-            f"model: {path} is not a folder with a model (no config.json).",
+            f"{key}: {path} is not a folder with a model (no config.json).",
             "Give a folder in Hugging Face format, a .gguf file or a Hugging Face name.",
         )
     place = path if looks_local else source
@@ -153,12 +159,12 @@ def _from_hub(source: str, path: Path) -> tuple[PreTrainedModel, PreTrainedToken
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"model: {source} can't be loaded ({reason}).",
+            f"{key}: {source} can't be loaded ({reason}).",
             "Without a network a name must be in the local cache already; a folder or a .gguf file always works.",
         ) from error
     if found["missing_keys"]:
         raise ConfigError(
-            f"model: {source} lacks weights that a {type(model).__name__} needs: {', '.join(sorted(found['missing_keys'])[:3])}.",
+            f"{key}: {source} lacks weights that a {type(model).__name__} needs: {', '.join(sorted(found['missing_keys'])[:3])}.",
             "They would be random. Give a causal language model whose files are all there.",
         )
     return model, tokenizer

@@ -10,24 +10,20 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import shutil
-import time
 import uuid
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tasks.errors import ConfigError, PreflineError
+from tasks.http_json import WAITS, JsonServer, Refused, Unanswered
 from tasks.training.adapters import has_adapters, merged
 from tasks.training.logprobs import given_logprobs
 from tasks.training.processes import Processes
@@ -39,9 +35,6 @@ KEY = "PREFLINE_SERVER_KEY"
 
 AT_ONCE = 64
 """Requests under way at a time; the server makes batches of them itself."""
-
-WAITS = (1.0, 2.0, 4.0)
-"""Seconds before a request that failed is sent again: a server that is starting or overloaded gets that long."""
 
 
 def sampler_for(config: ServerConfig, folder: Path, here: Processes) -> Sampler:
@@ -157,26 +150,16 @@ class Server:
 
         Raises PreflineError, which never holds the key.
         """
-        headers = {"Content-Type": "application/json"}
-        if os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
-        request = Request(f"{(self.config.url or '').rstrip('/')}{path}", json.dumps(body).encode(), headers)
-        for wait in (*WAITS, None):
-            try:
-                with build_opener(_NoRedirect).open(request, timeout=self.config.timeout_seconds) as response:
-                    text = response.read().decode("utf-8", "replace")
-            except HTTPError as error:
-                said = error.read(300).decode("utf-8", "replace").strip()
-                if error.code < 500 and error.code != 429:
-                    raise self._refused(path, error.code, said) from None
-                problem = f"{path} failed with status {error.code}: {said}"
-            except (OSError, HTTPException) as error:  # refused, reset, unknown host, timed out, cut short
-                problem = f"{path} can't be reached: {getattr(error, 'reason', None) or error or type(error).__name__}."
-            else:
-                return self._read(path, text)
-            if wait is not None:
-                time.sleep(wait)
-        raise self._error(problem, f"Asked {len(WAITS) + 1} times. Start the server, or raise policy.server.timeout_seconds.")
+        server = JsonServer(self.config.url or "", KEY, self.config.timeout_seconds)
+        try:
+            return self._read(path, server.post(path, body, WAITS))
+        except Refused as refusal:
+            raise self._refused(path, refusal.status, refusal.said) from None
+        except Unanswered as silence:
+            raise self._error(
+                f"{path} {silence.problem}",
+                f"Asked {len(WAITS) + 1} times. Start the server, or raise policy.server.timeout_seconds.",
+            ) from None
 
     def _read(self, path: str, text: str) -> Any:
         try:
@@ -201,13 +184,6 @@ class Server:
 
     def _error(self, what: str, advice: str) -> PreflineError:
         return PreflineError(f"policy.server, {self.config.url}: {what}", advice)
-
-
-class _NoRedirect(HTTPRedirectHandler):
-    """The key goes to the server that was named and to no other."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
 
 
 def save_adapters(model: PreTrainedModel, folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks.config import PipelineConfig
-from tasks.evaluation.result import Evaluation, Means, OverOptimisation, Slice, WinRate
+from tasks.evaluation.result import Evaluation, JudgeReport, Means, OverOptimisation, Slice, WinRate
 from tasks.registry.baseline import Baseline
 from tasks.stage import Context, Stage, StageResult
 
@@ -107,6 +107,13 @@ def win_rate(rate, low, high):
     return WinRate(rate=rate, low=low, high=high, wins=180, losses=60, ties=60, sign_test=0.001)
 
 
+def judge_report(judge="reward_model", **changes):
+    """A judge that agrees with people on four comparisons in five."""
+    won = win_rate(0.75, 0.7, 0.8)
+    fields = {"about": "a judge", "prompts": 300, "win_rate": won, "win_rate_over_sft": won, "pairs": 900, "accuracy": (0.8, 0.77, 0.83)}
+    return JudgeReport(judge=judge, **{**fields, **changes})
+
+
 def make_evaluation(**changes):
     """An evaluation that passes every gate, with some fields changed."""
     means = Means(own=1.0, judge=1.0, gold=None, right=None, length=12.0, stopped=0.99, distinct=0.5)
@@ -125,6 +132,7 @@ def make_evaluation(**changes):
         "sft": means,
         "kl": 5.0,
         "slices": [Slice(name="refuse", prompts=30, win_rate=win_rate(0.6, 0.4, 0.8), highest=0.9)],
+        "judges": [judge_report()],
         "judge_accuracy": (0.8, 0.77, 0.83),
         "judge_pairs": 900,
         "reward_model_accuracy": (0.8, 0.77, 0.83),
@@ -139,6 +147,12 @@ def make_evaluation(**changes):
 def evaluation():
     """make_evaluation, for tests: evaluation(kl=20.0)."""
     return make_evaluation
+
+
+@pytest.fixture
+def judged_by():
+    """judge_report, for tests: judged_by("people", accuracy=None)."""
+    return judge_report
 
 
 @pytest.fixture

@@ -70,8 +70,40 @@ def test_answers_must_end(evaluation):
     assert refused(evaluation(policy=means)) == ["answers that end by themselves"]
 
 
-def test_a_judge_no_better_than_a_coin_is_no_judge(evaluation):
-    assert refused(evaluation(judge_accuracy=(0.53, 0.49, 0.57))) == ["judge agrees with people"]
+def test_a_judge_no_better_than_a_coin_is_no_judge(evaluation, judged_by):
+    assert refused(evaluation(judges=[judged_by(accuracy=(0.53, 0.49, 0.57))])) == ["judge agrees with people"]
+    assert refused(evaluation(judges=[judged_by(accuracy=(0.5, 0.5, 0.5))])) == ["judge agrees with people"]  # always "A": all ties
+    assert refused(evaluation(judges=[judged_by(accuracy=None)])) == ["judge agrees with people"]
+
+
+def test_the_judge_that_decided_must_be_the_one_asked_for(evaluation, judged_by):
+    by_model = evaluation(judges=[judged_by(), judged_by("language_model")], decided_by="language_model")
+    assert refused(by_model) == ["judge"]
+    assert refused(by_model, policy=PromotionPolicy(judge="language_model")) == []
+    assert refused(evaluation(), policy=PromotionPolicy(judge="people")) == ["judge"]
+
+
+def test_it_is_the_deciding_judges_accuracy_that_counts(evaluation, judged_by):
+    blind = judged_by("language_model", accuracy=(0.52, 0.46, 0.58))
+    assert refused(evaluation(judges=[judged_by(), blind])) == []
+    found = evaluation(judges=[judged_by(), blind], decided_by="language_model")
+    assert refused(found, policy=PromotionPolicy(judge="language_model")) == ["judge agrees with people"]
+
+
+def test_a_missing_judge_promotes_nobody(evaluation, judged_by):
+    assert refused(evaluation(judges=[])) == ["judge", "judge agrees with people"]
+    assert refused(evaluation(judges=[judged_by(win_rate=None)])) == ["judge"]
+
+
+def test_people_need_no_measure_but_their_agreement_is_told(evaluation, judged_by):
+    people = judged_by("people", accuracy=None, agreement=(0.83, 0.75, 0.9), pairs=40)
+    gates = {
+        gate.name: gate for gate in check_gates(evaluation(judges=[people], decided_by="people"), PromotionPolicy(judge="people"), Facts())
+    }
+    assert all(gate.passed for gate in gates.values())
+    assert gates["judge agrees with people"].found == (
+        "people are what judges are measured by; two of them agree in 0.830 (0.750 to 0.900) of 40 pairs"
+    )
 
 
 def test_facts(evaluation):
