@@ -103,11 +103,9 @@ def read_answers(folder: Path) -> list[Judged]:
 
 def answers_table(rows: Iterable[Judged]) -> dict[str, list[object]]:
     """What was asked, answered and said of it, as columns by name: a row for each prompt."""
-    columns: dict[str, list[object]] = {}
-    for row in rows:
-        for name, value in _cells(row):
-            columns.setdefault(name, []).append(value)
-    return columns
+    cells = [dict(_cells(row)) for row in rows]
+    names = dict.fromkeys(name for row in cells for name in row)
+    return {name: [row.get(name) for row in cells] for name in names}
 
 
 def _cells(row: Judged) -> Iterator[tuple[str, object]]:
@@ -120,6 +118,12 @@ def _cells(row: Judged) -> Iterator[tuple[str, object]]:
     yield "judge_over_sft", row.judge_over_sft
     yield "gold", row.gold
     yield "gold_over_sft", row.gold_over_sft
+    for verdict in row.verdicts:
+        if verdict.by_order:
+            policy_first, rival_first = verdict.by_order
+            yield f"{verdict.judge}_policy_first", policy_first
+            yield f"{verdict.judge}_rival_first", rival_first
+        yield verdict.judge, verdict.outcome
     for name, reply in (("policy", row.policy), ("sft", row.sft), ("baseline", row.baseline)):
         if reply:
             yield name, reply.text

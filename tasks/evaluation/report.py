@@ -123,8 +123,8 @@ class Listed:
 
 
 def listed(rows: Sequence[Judged], most: int = MOST_ANSWERS) -> list[Listed]:
-    """Every prompt under the judge's verdict, in their order; of a long list, each verdict's share of `most`."""
-    titles: dict[Outcome, str] = {"win": "won", "loss": "lost", "tie": "tied"}
+    """Every prompt under the deciding judge's verdict, in their order; of a long list, each verdict's share of `most`."""
+    titles: dict[Outcome | None, str] = {"win": "won", "loss": "lost", "tie": "tied", None: "not judged"}
     found = []
     for outcome, title in titles.items():
         those = [row for row in rows if row.judge == outcome]
@@ -247,6 +247,7 @@ def _templates(for_html: bool) -> Environment:
         rate=words.rate,
         p_value=words.p_value,
         share=words.share_with_interval,
+        said=words.verdict,
         share_or_dash=words.share_or_dash,
         conversation=conversation,
     )

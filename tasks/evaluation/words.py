@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tasks.evaluation.answers import Verdict
 from tasks.evaluation.result import Evaluation, OverOptimisation, WinRate
 from tasks.training.intervals import Interval
 
@@ -61,6 +62,15 @@ def rate(found: WinRate) -> str:
 
 def p_value(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def verdict(given: Verdict) -> str:
+    """language model: tie (shown first win, shown second loss)."""
+    text = f"{given.judge.replace('_', ' ')}: {given.outcome}"
+    if given.by_order is None:
+        return text
+    first, second = (order or "unreadable" for order in given.by_order)
+    return text if first == second == given.outcome else f"{text} (shown first {first}, shown second {second})"
 
 
 def headline(found: Evaluation) -> Sentence:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tasks.evaluation import words
-from tasks.evaluation.answers import answers_table, read_answers, write_answers
+from tasks.evaluation.answers import Verdict, answers_table, read_answers, write_answers
 from tasks.evaluation.findings import findings
 from tasks.evaluation.plots import PLOTS, draw
 from tasks.evaluation.report import (
@@ -186,6 +186,21 @@ def test_every_answer_is_listed_under_its_verdict(evaluated, make_rows, tmp_path
     }
     page = Seen(render_report(found, rows, tmp_path)).text
     assert all(row.prompt[0]["content"] in page for row in rows)
+
+
+def test_verdicts_are_shown_by_both_orders(evaluated, make_rows, tmp_path):
+    found, rows = evaluated(make_rows(prompts=30))
+    rows[0].verdicts = [Verdict("reward_model", "win"), Verdict("language_model", "tie", ("win", None))]
+    rows[1].judge = None
+    page = Seen(render_report(found, rows, tmp_path)).text
+    assert "language model: tie (shown first win, shown second unreadable)" in page
+    assert "not judged: 1" in page
+    table = answers_table(rows)
+    assert table["language_model"][:2] == ["tie", None]
+    assert table["language_model_policy_first"][0] == "win"
+    assert table["language_model_rival_first"] == [None] * 30
+    assert words.verdict(Verdict("people", "loss")) == "people: loss"
+    assert words.verdict(Verdict("language_model", "loss", ("loss", "loss"))) == "language model: loss"
 
 
 def test_a_long_list_is_cut_in_proportion_and_the_page_stays_small(evaluated, make_rows, tmp_path):
