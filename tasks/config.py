@@ -196,6 +196,7 @@ class EvaluationConfig(Section):
 
     judge: whose verdicts decide; the others' are shown beside them. people: files or folders with comparisons that people made
     of the answers of this evaluation.
+    best_of_n: the largest n of best-of-n beside the policy's rounds; 0 for none.
     reward_bench: files, folders and "hub:OWNER/NAME" sets of comparisons by category, to measure the scorers on.
     """
 
@@ -217,6 +218,7 @@ class EvaluationConfig(Section):
         "I must decline",
         "I refuse",
     ]
+    best_of_n: Annotated[int, Field(ge=0, le=1024)] = 16
     reward_bench: list[str] = []
     judge: JudgeKind = "reward_model"
     language_model: LanguageModelConfig = LanguageModelConfig()

@@ -31,6 +31,7 @@ from tasks.evaluation.refusals import Refusals, should_refuse
 from tasks.evaluation.report import write_report
 from tasks.evaluation.result import Evaluation, Scorers
 from tasks.evaluation.reward_bench import read_categories, weighed
+from tasks.evaluation.selection import best_of_n, selections
 from tasks.evaluation.slices import describe
 from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
 from tasks.training.intervals import Bootstrap
@@ -105,10 +106,14 @@ def evaluate(
     lengths = [len(vocabulary.encode(prompt.messages)) for prompt in prompts]
     describe(rows, prompts, lengths, learnt_prompts(held))
     rows, judges = hear(panel, rows, bootstrap)
+    rounds = Rounds.load(policy.path)
+    selected = best_of_n(
+        config, held, vocabulary, sft=sft.path / "model", reward_model=reward_model.path / "model", judge=judge.path / "model"
+    )
     evidence = Evidence(
         rows=rows,
         too_long=too_long,
-        rounds=Rounds.load(policy.path),
+        rounds=rounds,
         kl=kl,
         judge=agreement(scores.judge, pairs, bootstrap),
         reward_model=agreement(scores.own, pairs, bootstrap),
@@ -126,6 +131,7 @@ def evaluate(
         ),
         judges=judges,
         decided_by=panel.decides,
+        best_of_n=selections(selected, rounds.sft.scores, bootstrap),
     )
     found = findings(evidence, bootstrap)
     found.save(run.out)

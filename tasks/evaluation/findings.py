@@ -9,13 +9,14 @@ import numpy as np
 
 from tasks.evaluation.agreement import Agreement
 from tasks.evaluation.answers import Judged, Reply
+from tasks.evaluation.fall import fall_from_best
 from tasks.evaluation.forgetting import Recital
 from tasks.evaluation.length import length_controlled
 from tasks.evaluation.means import mean, means
 from tasks.evaluation.overoptimisation import Gains, Rounds, Scores, gains, over_optimisation
 from tasks.evaluation.planning import detectable_rate
 from tasks.evaluation.rates import POINTS, certain, rate_of
-from tasks.evaluation.result import Evaluation, Habits, JudgeName, JudgeReport, Scorers
+from tasks.evaluation.result import Evaluation, Habits, JudgeName, JudgeReport, Scorers, Selection
 from tasks.evaluation.slices import slices
 from tasks.evaluation.text_measures import repetition
 from tasks.training.intervals import Bootstrap, Interval, mean_interval
@@ -46,6 +47,7 @@ class Evidence:
     scorers: Scorers = field(default_factory=Scorers)
     judges: Sequence[JudgeReport] = ()
     decided_by: JudgeName = "reward_model"
+    best_of_n: list[Selection] = field(default_factory=list)
 
 
 def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
@@ -87,6 +89,8 @@ def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
         rounds=evidence.rounds.last.number,
         confidence=bootstrap.confidence,
         scorers=evidence.scorers,
+        fall=fall_from_best(evidence.rounds, bootstrap),
+        best_of_n=evidence.best_of_n,
     )
 
 

@@ -16,10 +16,11 @@ from tasks.evaluation.answers import read_answers
 from tasks.evaluation.compared import BestOf, Compared, MethodRow, Reached, Step
 from tasks.evaluation.overoptimisation import Rounds, gains_of_round
 from tasks.evaluation.result import Evaluation
+from tasks.evaluation.statistics import gain, spread
 from tasks.evaluation.words import whole_percent
 from tasks.plotting import BLUE, GREEN, GREY, ORANGE, PINK, YELLOW, new_figure
 from tasks.stage import StageResult
-from tasks.training.intervals import Bootstrap, Interval, mean_interval
+from tasks.training.intervals import Bootstrap, Interval
 
 STYLES = {"ppo": (BLUE, "s"), "rloo": (ORANGE, "o"), "grpo": (GREEN, "^"), "dpo": (PINK, "D"), "rejection": (YELLOW, "v")}
 """Colour and marker of each method."""
@@ -85,33 +86,27 @@ def sft_row(found: Evaluation) -> Reached:
 def best_of_rows(curve: Sequence[Curve], evaluated: Path, bootstrap: Bootstrap) -> tuple[BestOf, ...]:
     """The curve in the units of an evaluation: its gains are over n = 1, in standard deviations of SFT's single answers."""
     answers = [row.sft for row in read_answers(evaluated)]
-    judge, gold = (
-        _spread([score for score in scores if score is not None]) for scores in ([a.judge for a in answers], [a.gold for a in answers])
-    )
-    one = curve[0]
+    judge = spread(np.array([answer.judge for answer in answers]))
+    known = [answer.gold for answer in answers if answer.gold is not None]
+    gold = spread(np.array(known)) if known else None
+    one, prompts = curve[0], range(len(curve[0].judge))
+
+    def gained(after: list[float], before: list[float], unit: float | None) -> Interval:
+        return gain(np.array(after), np.array(before), prompts, bootstrap, unit)
+
     return tuple(
         BestOf(
             n=best.n,
             reached=Reached(
                 kl=best.kl,
                 judge=float(np.mean(best.judge)),
-                judge_gain=_gain(best.judge, one.judge, judge, bootstrap),
+                judge_gain=gained(best.judge, one.judge, judge),
                 gold=float(np.mean(best.gold)) if best.gold else None,
-                gold_gain=_gain(best.gold, one.gold, gold, bootstrap) if best.gold and one.gold else None,
+                gold_gain=gained(best.gold, one.gold, gold) if best.gold and one.gold else None,
             ),
         )
         for best in curve
     )
-
-
-def _gain(after: list[float], before: list[float], unit: float, bootstrap: Bootstrap) -> Interval:
-    return mean_interval((np.array(after) - np.array(before)) / unit, range(len(after)), bootstrap)
-
-
-def _spread(scores: list[float]) -> float:
-    """Their standard deviation; 1 where they do not vary, as `statistics.gain` has it."""
-    spread = float(np.std(scores)) if scores else 0.0
-    return spread if spread > 1e-9 else 1.0
 
 
 # Drawing ------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Colours are from Okabe and Ito 2008, told apart by the colour-blind; each series
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tasks.evaluation.overoptimisation import Rounds, gains_of_round
-from tasks.evaluation.result import Evaluation, WinRate
+from tasks.evaluation.result import Evaluation, Selection, WinRate
 from tasks.evaluation.words import whole_percent
 from tasks.plotting import BLUE, GREEN, GREY, ORANGE, new_figure
 from tasks.training.calibration_plot import Curve, reliability_diagram
@@ -29,7 +30,7 @@ MOST_SLICES = 24
 def draw(found: Evaluation, rounds: Rounds, bootstrap: Bootstrap, folder: Path) -> None:
     """Write the three pictures into the folder."""
     with new_figure(folder / "frontier.png", 7.2, 4.3) as figure:
-        frontier(figure.add_subplot(), rounds, bootstrap)
+        frontier(figure.add_subplot(), rounds, bootstrap, found.best_of_n)
     shown = min(len(found.slices), MOST_SLICES)
     with new_figure(folder / "slices.png", 7.2, 1.5 + 0.36 * (shown + 1)) as figure:
         slices(figure.add_subplot(), found)
@@ -37,8 +38,8 @@ def draw(found: Evaluation, rounds: Rounds, bootstrap: Bootstrap, folder: Path) 
         calibration(figure, found)
 
 
-def frontier(axes: Axes, rounds: Rounds, bootstrap: Bootstrap) -> None:
-    """Gains over SFT, in standard deviations of SFT's scores, against the root of the KL, with interval bands.
+def frontier(axes: Axes, rounds: Rounds, bootstrap: Bootstrap, best_of_n: Sequence[Selection] = ()) -> None:
+    """Gains over SFT, in standard deviations of SFT's scores, against the root of the KL, with interval bands; best-of-n dashed.
 
     The root, because the KL of a small step grows with the square of its length (Gao et al. 2022, section 3).
     """
@@ -50,8 +51,9 @@ def frontier(axes: Axes, rounds: Rounds, bootstrap: Bootstrap) -> None:
     gold = [gain.gold for gain in found if gain.gold is not None]
     if len(gold) == len(found):
         _band(axes, x, gold, GOLD, "^", "gold (the known truth)")
+    _select(axes, best_of_n)
     axes.axhline(0, color=GREY, linewidth=0.8)
-    _mark(axes, float(x[[one.number for one in ordered].index(rounds.chosen)]), f"registered: round {rounds.chosen}", float(x[-1]))
+    _mark(axes, float(x[[one.number for one in ordered].index(rounds.chosen)]), f"registered: round {rounds.chosen}", axes.get_xlim()[1])
     axes.set_xlabel("distance from the SFT model: √KL (√nats a sequence)")
     axes.set_ylabel(f"gain over SFT (SFT's standard deviations)\nband: {whole_percent(bootstrap.confidence)} interval")
     axes.set_xlim(left=0)
@@ -64,6 +66,23 @@ def _band(axes: Axes, x: np.ndarray, gains: list[Interval], colour: str, marker:
     middle, low, high = np.array(gains).T
     axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
     axes.plot(x, middle, color=colour, marker=marker, markersize=5, linewidth=1.8, label=label)
+
+
+def _select(axes: Axes, best_of_n: Sequence[Selection]) -> None:
+    """What the best of n gains in each colour, with its intervals as bars, and n beside the points of the reward that selects."""
+    if not best_of_n:
+        return
+    x = np.sqrt([one.kl for one in best_of_n])
+    lines = [([one.own_gain for one in best_of_n], OWN), ([one.judge_gain for one in best_of_n], JUDGE)]
+    lines.append(([one.gold_gain for one in best_of_n if one.gold_gain], GOLD))
+    for gains, colour in lines:
+        if len(gains) == len(x):
+            middle, low, high = np.array(gains).T
+            axes.vlines(x, low, high, color=colour, linewidth=1, alpha=0.6)
+            axes.plot(x, middle, color=colour, marker=".", markersize=5, linewidth=1.1, linestyle=(0, (3, 2)))
+    for one, across in zip(best_of_n[1:], x[1:], strict=True):
+        axes.annotate(str(one.n), (across, one.own_gain[2]), (0, 2), textcoords="offset points", ha="center", fontsize=7.5, color=GREY)
+    axes.plot([], [], color=GREY, marker=".", linewidth=1.1, linestyle=(0, (3, 2)), label="best of n of the SFT model's answers")
 
 
 def _mark(axes: Axes, place: float, text: str, end: float) -> None:

@@ -161,6 +161,7 @@ def _context(found: Evaluation, answers: Sequence[Judged], run: WholeRun | None)
         "headline": words.headline(found),
         "reach": words.reach(found),
         "hacking": words.over_optimisation(found),
+        "fall": words.fall(found),
         "habits": words.habits(found),
         "trust": words.trust_in_judge(found),
         "reward_model": reward_models.trust_in_reward_model(found.scorers),
@@ -248,6 +249,7 @@ def _templates(for_html: bool) -> Environment:
         p_value=words.p_value,
         share=words.share_with_interval,
         said=words.verdict,
+        gained=words.gain_with_interval,
         share_or_dash=words.share_or_dash,
         conversation=conversation,
     )

@@ -210,6 +210,33 @@ class OverOptimisation(Finding):
     registered_gold_gain: tuple[float, float, float] | None = None
 
 
+class Fall(Finding):
+    """The last round against the earlier one that the judge likes best, on the validation prompts.
+
+    judge, own, gold: what changed from that round to the last, in standard deviations of SFT's scores, with intervals; the
+    judge's is made for having chosen the best of several. fell: the judge's is below 0 for sure, and the policy's own is not.
+    """
+
+    best_round: int
+    judge: tuple[float, float, float]
+    own: tuple[float, float, float]
+    gold: tuple[float, float, float] | None
+    fell: bool
+
+
+class Selection(Finding):
+    """The answer that the reward model likes best of n answers of the SFT model, on the validation prompts.
+
+    kl: nats a sequence from SFT, at most. *_gain: over n = 1, in standard deviations of SFT's scores, with intervals.
+    """
+
+    n: int
+    kl: float
+    own_gain: tuple[float, float, float]
+    judge_gain: tuple[float, float, float]
+    gold_gain: tuple[float, float, float] | None = None
+
+
 class Evaluation(Finding):
     """schema_version: see SCHEMA_VERSION. prompts: how many held-out ones were judged. baseline: what the policy was compared with.
     kl: nats a sequence from SFT.
@@ -222,7 +249,8 @@ class Evaluation(Finding):
     baseline_means: None where the baseline is the SFT model. confidence: of every interval.
     too_long: test prompts left out because they leave no room for an answer. habits: that give a hacked policy away.
     length_controlled: the judge's win rate that would be left at equal lengths, over the baseline, with its interval.
-    scorers: what reward model and judge are worth on comparisons, in detail.
+    scorers: what reward model and judge are worth on comparisons, in detail. fall: None where only one round was looked at.
+    best_of_n: what selection alone gains, without training; n rises from 1.
     detectable: the smallest true win rate that so many prompts show to be above one half, four times in five.
     """
 
@@ -258,6 +286,8 @@ class Evaluation(Finding):
     decided_by: JudgeName = "reward_model"
     judges: list[JudgeReport] = []
     unjudged: int = 0
+    fall: Fall | None = None
+    best_of_n: list[Selection] = []
 
     @property
     def deciding(self) -> JudgeReport | None:

@@ -29,10 +29,15 @@ def sign_test(wins: int, losses: int) -> float:
     return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
 
 
-def gain(after: np.ndarray, before: np.ndarray, clusters: Clusters, bootstrap: Bootstrap) -> Interval:
-    """Mean of after - before, prompt by prompt, in standard deviations of before; all (n,).
+def gain(after: np.ndarray, before: np.ndarray, clusters: Clusters, bootstrap: Bootstrap, unit: float | None = None) -> Interval:
+    """Mean of after - before, prompt by prompt, in units of that many rewards, or else in standard deviations of before; all (n,).
 
-    The unit stays fixed while the differences are resampled. Where before does not vary, the unit is 1 reward.
+    The unit stays fixed while the differences are resampled.
     """
-    spread = float(np.std(before))
-    return mean_interval((after - before) / (spread if spread > 1e-9 else 1.0), clusters, bootstrap)
+    return mean_interval((after - before) / (unit or spread(before)), clusters, bootstrap)
+
+
+def spread(scores: np.ndarray) -> float:
+    """The standard deviation of scores (n,); 1 reward where they do not vary."""
+    found = float(np.std(scores))
+    return found if found > 1e-9 else 1.0

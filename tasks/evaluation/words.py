@@ -113,6 +113,28 @@ def over_optimisation(found: Evaluation) -> Sentence:
     return Sentence("open", "The policy's own reward did not rise for sure: there is nothing that could be hacked", body)
 
 
+def fall(found: Evaluation) -> Sentence | None:
+    """The last round's fall from its best round, where there is one."""
+    seen = found.fall
+    if seen is None or not seen.fell:
+        return None
+    best = "the SFT model" if seen.best_round == 0 else f"round {seen.best_round}"
+    figures = f"judge {gain_with_interval(seen.judge)}, own reward {gain_with_interval(seen.own)}"
+    if seen.gold:
+        figures += f", gold {gain_with_interval(seen.gold)}"
+    body = (
+        f"From {best}, which the judge likes best on the validation prompts, to the last round ({found.rounds}), in standard deviations "
+        f"of SFT's scores: {figures}. The judge's interval allows for having chosen the best of several rounds."
+    )
+    if found.chosen_round == found.rounds:
+        body += (
+            " That refuses nothing: gates ask whether the policy is better than what it would replace. policy.choose: judge keeps the best."
+        )
+        return Sentence("bad", "The registered round fell from the policy's best one, while its own reward did not", body)
+    head = f"The last round fell from the policy's best one, while its own reward did not; round {found.chosen_round} is registered"
+    return Sentence("open", head, body)
+
+
 def _last_round(found: Evaluation, seen: OverOptimisation) -> str:
     if found.rounds == found.chosen_round:
         return ""

@@ -27,7 +27,7 @@ reward_model: {batch: 16, min_accuracy: 0}  # a few rankings teach next to nothi
 judge: {batch: 16, min_accuracy: 0}
 policy: {rounds: 2, answers: 32, minibatch: 32, judge_every: 1}
 price_per_hour: 3.6
-evaluation: {prompts: 24, resamples: 100}
+evaluation: {prompts: 24, resamples: 100, best_of_n: 2}
 """
 
 LENIENT = """

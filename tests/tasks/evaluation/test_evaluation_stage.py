@@ -10,12 +10,13 @@ from tasks.config import EvaluationConfig, PipelineConfig
 from tasks.data.dvc_store import folder_md5
 from tasks.data.records import Comparison, assistant, user, write_jsonl
 from tasks.data.shop import Shop
-from tasks.data.snapshot import Snapshot
+from tasks.data.snapshot import Snapshot, dataset
 from tasks.errors import PreflineError
 from tasks.evaluation.answers import Speaker, Texts, Vocabulary, read_answers
 from tasks.evaluation.best_of_n import ANSWERS, NS, best_of_n, read_curve
 from tasks.evaluation.evaluate import evaluate
 from tasks.evaluation.result import Evaluation
+from tasks.evaluation.selection import best_of_n as select
 from tasks.stage import Context, StageResult
 from tasks.training.base import train_tokenizer
 from tasks.training.logprobs import tree_logprobs
@@ -178,6 +179,26 @@ def test_prompts_without_room(line, tmp_path):
 def test_no_comparison_to_measure_the_judge_by(line, tmp_path):
     with pytest.raises(PreflineError, match="No held-out comparison"):
         run(line(ties=True), tmp_path)
+
+
+def test_best_of_n_stands_beside_the_rounds(line, tmp_path):
+    inputs = line(test_prompts=6)  # the other four are of validation, where the rounds were looked at
+    config = CONFIG.model_copy(update={"evaluation": CONFIG.evaluation.model_copy(update={"best_of_n": 5})})
+    found = Evaluation.load(run(inputs, tmp_path, config).path).best_of_n
+    assert [one.n for one in found] == [1, 2, 4, 5]
+    assert found[0].own_gain == found[0].judge_gain == (0.0, 0.0, 0.0)
+    gains = [one.own_gain[0] for one in found]
+    assert gains == sorted(gains)
+    assert gains[1] > 0
+    assert found[0].gold_gain is None
+
+
+@pytest.mark.parametrize("changes", [{"best_of_n": 0}, {"temperature": 0}])
+def test_no_best_of_n_where_it_says_nothing(line, tmp_path, changes):
+    inputs = line(test_prompts=6)
+    config = CONFIG.model_copy(update={"evaluation": CONFIG.evaluation.model_copy(update=changes)})
+    models = {name: inputs[name].path / "model" for name in ("sft", "reward_model", "judge")}
+    assert select(config, dataset(inputs["data"], tmp_path), Vocabulary.load(models["sft"]), **models) == []
 
 
 def test_benchmark_files_are_scored_and_their_content_is_part_of_the_key(line, tmp_path):
