@@ -21,6 +21,7 @@ from flows.record import Recorder, RunRecord, killed_runs
 from flows.summary import markdown
 from tasks.config import PipelineConfig
 from tasks.errors import ConfigError, PreflineError
+from tasks.evaluation.probes import read_probes
 from tasks.evaluation.report import MARKDOWN
 from tasks.registry.decision import Decision
 from tasks.registry.lineage import lineage
@@ -34,6 +35,8 @@ Perform = Callable[[Stage, PipelineConfig, Inputs, Context, StageResult | None],
 
 UNCHANGED = "unchanged"
 """Why a finished result was taken: nobody was told then, because nothing ran."""
+
+EVALUATE = "evaluate"
 
 INPUT_NAMES = {"data": "snapshot"}
 """A stage's inputs are called like the stages they come from; the data are called after what they are."""
@@ -163,6 +166,8 @@ def pipeline_run(
     stages: names of those to come, in their order.
     """
     state = lineage(root, config)
+    if EVALUATE in stages:
+        read_probes(root, config.evaluation.probes)  # what is wrong with them is better known now than after the training
     use_threads(config.threads)
     with (
         Recorder.begin(root, run, what, state, config.model_dump(mode="json"), stages) as recorder,

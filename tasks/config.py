@@ -198,6 +198,7 @@ class EvaluationConfig(Section):
     of the answers of this evaluation.
     best_of_n: the largest n of best-of-n beside the policy's rounds; 0 for none.
     reward_bench: files, folders and "hub:OWNER/NAME" sets of comparisons by category, to measure the scorers on.
+    probes: files or folders of probes (docs/evaluation.md).
     """
 
     prompts: Count = 300
@@ -223,6 +224,7 @@ class EvaluationConfig(Section):
     judge: JudgeKind = "reward_model"
     language_model: LanguageModelConfig = LanguageModelConfig()
     people: list[str] = []
+    probes: list[str] = ["data/probes/shop", "data/probes/general"]
 
     @model_validator(mode="after")
     def _somebody_judges(self) -> EvaluationConfig:
@@ -237,7 +239,7 @@ class EvaluationConfig(Section):
         """Files and folders whose content decides what is found. A name that is no file has none."""
         asked = self.language_model
         of_model = [asked.template, *([] if asked.url else [asked.model])] if asked.model else []
-        return [*self.reward_bench, *self.people, *of_model]
+        return [*self.reward_bench, *self.probes, *self.people, *of_model]
 
 
 class NamesConfig(Section):

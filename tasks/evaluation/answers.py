@@ -182,7 +182,7 @@ class Speaker:
         """
         encoded = [self.vocabulary.encode(prompt) for prompt in prompts]
         answers: list[Answer] = []
-        size = max(1, TOKENS_AT_ONCE // (max(len(prompt) for prompt in encoded) + sampling.max_new_tokens))
+        size = max(1, TOKENS_AT_ONCE // (max(map(len, encoded), default=0) + sampling.max_new_tokens))
         noise = sampling.noise(len(prompts), seed)
         for first in range(0, len(prompts), size):
             batch = slice(first, first + size)

@@ -27,6 +27,8 @@ from tasks.evaluation.judges.pairs import held_out_by_people
 from tasks.evaluation.judges.panel import convene, hear
 from tasks.evaluation.overoptimisation import Rounds, Scores
 from tasks.evaluation.plots import draw
+from tasks.evaluation.probe_reports import probe_reports, write_probes
+from tasks.evaluation.probes import prompts_of, read_probes, to_ask
 from tasks.evaluation.refusals import Refusals, should_refuse
 from tasks.evaluation.report import write_report
 from tasks.evaluation.result import Evaluation, Scorers
@@ -66,14 +68,23 @@ def evaluate(
     baseline: StageResult,
     run: StageRun,
 ) -> Metrics:
-    """Writes evaluation.json, answers.jsonl, the plots, report.html and report.md to run.out."""
+    """Writes evaluation.json, answers.jsonl, probes.jsonl, the plots, report.html and report.md to run.out."""
     held = dataset(data, run.root)
     opponent = Opponent.read(baseline.path)
     vocabulary = Vocabulary.load(policy.path / "model")
     prompts, too_long = held_out(held.prompts("test"), vocabulary, config)
     sampling = Sampling(config.max_new_tokens, config.evaluation.temperature)
-    recited = recitation(held, vocabulary, opponent, config)
-    exam = Exam(prompts, recited, vocabulary, sampling, config.seed, run, total=len(prompts) * (6 if opponent.folder else 5))
+    probes = to_ask(read_probes(run.root, config.evaluation.probes), vocabulary, config.max_tokens - config.max_new_tokens)
+    exam = Exam(
+        prompts,
+        prompts_of(probes),
+        recitation(held, vocabulary, opponent, config),
+        vocabulary,
+        sampling,
+        config.seed,
+        run,
+        models=3 if opponent.folder else 2,
+    )
 
     by_policy = exam.taken_by(policy.path / "model")
     by_sft = exam.taken_by(sft.path / "model")
@@ -85,6 +96,7 @@ def evaluate(
     scores = Scores(exam.scores_by(reward_model.path / "model"), exam.scores_by(judge.path / "model"), None)
 
     bootstrap = Bootstrap(config.evaluation.resamples, config.evaluation.confidence, config.seed)
+    refusals = Refusals(config.evaluation.refusals)
     truth = truth_of(held, prompts)
     panel = convene(
         config.evaluation,
@@ -101,8 +113,9 @@ def evaluate(
         by_opponent.answers if by_opponent else None,
         scores,
         truth,
-        Refusals(config.evaluation.refusals),
+        refusals,
     )
+    probed = answered(exam.probes, by_policy.probes, by_sft.probes, by_opponent.probes if by_opponent else None, scores, None, refusals)
     lengths = [len(vocabulary.encode(prompt.messages)) for prompt in prompts]
     describe(rows, prompts, lengths, learnt_prompts(held))
     rows, judges = hear(panel, rows, bootstrap)
@@ -132,10 +145,12 @@ def evaluate(
         judges=judges,
         decided_by=panel.decides,
         best_of_n=selections(selected, rounds.sft.scores, bootstrap),
+        probes=probe_reports(probes, probed, bootstrap),
     )
     found = findings(evidence, bootstrap)
     found.save(run.out)
     write_answers(run.out, rows)
+    write_probes(run.out, probes, probed)
     draw(found, evidence.rounds, bootstrap, run.out)
     write_report(found, rows, run.out, run.out)
     return metrics_of(found)

@@ -35,27 +35,30 @@ class Said:
 
 @dataclass(frozen=True)
 class Paper:
-    """What one model handed in. answers: one a prompt. recital: of the demonstrations, None where there are none."""
+    """What one model handed in. answers: one a prompt. probes: one a probe. recital: of the demonstrations, None where there are none."""
 
     answers: list[Said]
+    probes: list[Said]
     recital: Recital | None
 
 
 @dataclass
 class Exam:
-    """vocabulary: the policy's; answers of a model with another one are read as text. demonstrations: to be recited.
+    """vocabulary: the policy's; answers of a model with another one are read as text. probes: asked apart, with random numbers
+    of their own, so that they have no effect on the other answers. demonstrations: to be recited.
 
-    Progress is counted in answers; a pass over all prompts or texts counts as one answer to each prompt. total: of all
-    passes to come.
+    Progress is counted in answers; a pass over all prompts or texts counts as one answer to each prompt. models: how many will
+    take it; KL and two scorers come after them.
     """
 
     prompts: list[Prompt]
+    probes: list[Prompt]
     demonstrations: list[Demonstration]
     vocabulary: Vocabulary
     sampling: Sampling
     seed: int
     run: StageRun
-    total: int
+    models: int
     texts: Texts = field(default_factory=Texts)
     done: int = 0
 
@@ -63,15 +66,24 @@ class Exam:
     def messages(self) -> list[list[Message]]:
         return [prompt.messages for prompt in self.prompts]
 
+    @property
+    def total(self) -> int:
+        """Of all passes."""
+        return self.models * (len(self.prompts) + len(self.probes)) + 3 * len(self.prompts)
+
     def taken_by(self, folder: Path) -> Paper:
-        """What the model in a folder answers to each prompt, and how well it knows the demonstrations."""
+        """What the model in a folder answers to each prompt and probe, and how well it knows the demonstrations."""
         speaker = Speaker.load(folder)
+        answers, probes = self._answers(speaker, self.messages), self._answers(speaker, [probe.messages for probe in self.probes])
+        return Paper(answers, probes, recited(speaker.model, speaker.vocabulary.tokenizer, self.demonstrations))
+
+    def _answers(self, speaker: Speaker, prompts: list[list[Message]]) -> list[Said]:
         said = []
-        for prompt, answer in zip(self.messages, speaker.answer(self.messages, self.sampling, self.seed, self.count), strict=True):
+        for prompt, answer in zip(prompts, speaker.answer(prompts, self.sampling, self.seed, self.count), strict=True):
             tokens = speaker.in_words_of(self.vocabulary, prompt, answer)
             place = self.texts.place(self.vocabulary.encode(prompt) + tokens)
             said.append(Said(speaker.text(answer), tokens, answer.logprobs, answer.stopped, place))
-        return Paper(said, recited(speaker.model, speaker.vocabulary.tokenizer, self.demonstrations))
+        return said
 
     def kl_from(self, folder: Path, by_policy: list[Said]) -> float:
         """KL(policy || the model in a folder) in nats a sequence, at the temperature of sampling.

@@ -16,7 +16,7 @@ from tasks.evaluation.means import mean, means
 from tasks.evaluation.overoptimisation import Gains, Rounds, Scores, gains, over_optimisation
 from tasks.evaluation.planning import detectable_rate
 from tasks.evaluation.rates import POINTS, certain, rate_of
-from tasks.evaluation.result import Evaluation, Habits, JudgeName, JudgeReport, Scorers, Selection
+from tasks.evaluation.result import Evaluation, Habits, JudgeName, JudgeReport, ProbeReport, Scorers, Selection
 from tasks.evaluation.slices import slices
 from tasks.evaluation.text_measures import repetition
 from tasks.training.intervals import Bootstrap, Interval, mean_interval
@@ -48,6 +48,7 @@ class Evidence:
     judges: Sequence[JudgeReport] = ()
     decided_by: JudgeName = "reward_model"
     best_of_n: list[Selection] = field(default_factory=list)
+    probes: Sequence[ProbeReport] = ()
 
 
 def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
@@ -75,6 +76,7 @@ def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
         sft=means([row.sft for row in rows], refuse, evidence.sft_recital),
         baseline_means=means(by_baseline, refuse, evidence.baseline_recital) if by_baseline else None,
         habits=habits(rows, bootstrap),
+        probes=list(evidence.probes),
         kl=evidence.kl,
         slices=slices(rows, bootstrap),
         judge_accuracy=evidence.judge.accuracy,

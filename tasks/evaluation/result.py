@@ -180,6 +180,37 @@ class Means(Finding):
     bits_per_byte: float | None = None
 
 
+class ProbeFailure(Finding):
+    """An answer of the policy that does not pass, and why."""
+
+    prompt: str
+    answer: str
+    why: str
+
+
+class ProbeReport(Finding):
+    """What became of one file of probes. too_long: those left out because they leave no room for an answer.
+
+    checked: probes of which a machine can tell whether an answer passes. passed*: the share of them that do, with its interval;
+    None where none is checked, or where the baseline is the SFT model. refused*: share of the answers that refuse.
+    win_rate: over the baseline, by the independent reward model; None where nothing was asked. failures: a few.
+    """
+
+    name: str
+    kind: str
+    prompts: int
+    too_long: int = 0
+    checked: int = 0
+    passed: tuple[float, float, float] | None = None
+    passed_sft: tuple[float, float, float] | None = None
+    passed_baseline: tuple[float, float, float] | None = None
+    refused: float | None = None
+    refused_sft: float | None = None
+    refused_baseline: float | None = None
+    win_rate: WinRate | None = None
+    failures: list[ProbeFailure] = []
+
+
 class Habits(Finding):
     """What the policy does more often than the SFT model, prompt by prompt, each difference of shares with its interval.
 
@@ -248,6 +279,7 @@ class Evaluation(Finding):
     judge_agrees_with_gold: share of the prompts that gold decides on which the judge that decides names the same winner.
     baseline_means: None where the baseline is the SFT model. confidence: of every interval.
     too_long: test prompts left out because they leave no room for an answer. habits: that give a hacked policy away.
+    probes: prompts that users wrote, in no win rate above.
     length_controlled: the judge's win rate that would be left at equal lengths, over the baseline, with its interval.
     scorers: what reward model and judge are worth on comparisons, in detail. fall: None where only one round was looked at.
     best_of_n: what selection alone gains, without training; n rises from 1.
@@ -288,6 +320,7 @@ class Evaluation(Finding):
     unjudged: int = 0
     fall: Fall | None = None
     best_of_n: list[Selection] = []
+    probes: list[ProbeReport] = []
 
     @property
     def deciding(self) -> JudgeReport | None:

@@ -37,6 +37,7 @@ class PromotionPolicy(BaseModel):
     clean_git_tree: bool = True
     validated_data: bool = True
     approval: bool = False
+    probe_pass_share: dict[str, Share] = {}
 
 
 class Gate(BaseModel):
@@ -81,6 +82,7 @@ def check_gates(evaluation: Evaluation, policy: PromotionPolicy, facts: Facts) -
         _worst_slice(evaluation, policy),
         _number("KL from SFT", evaluation.kl, "at most", policy.kl_at_most, evaluation.kl <= policy.kl_at_most, " nats a sequence"),
         _share("answers that end by themselves", evaluation.policy.stopped, policy.stopped_share),
+        *_probes(evaluation, policy),
         *_judge(evaluation, policy),
         _number("held-out prompts", evaluation.prompts, "at least", policy.min_prompts, evaluation.prompts >= policy.min_prompts),
         *_facts(facts, policy),
@@ -134,6 +136,23 @@ def _worst_slice(evaluation: Evaluation, policy: PromotionPolicy) -> Gate:
         found=f"{worst.name}: {worst.win_rate.rate:.3f} (at most {worst.highest:.3f}), {worst.prompts} prompts" if worst else "no slices",
         passed=worst is None or worst.highest >= policy.slice_win_rate,
     )
+
+
+def _probes(evaluation: Evaluation, policy: PromotionPolicy) -> Iterator[Gate]:
+    """Those that the policy names; one that was not asked, or of which nothing is checked, is no evidence and fails."""
+    asked = {probe.name: probe for probe in evaluation.probes}
+    for name, bar in policy.probe_pass_share.items():
+        found = asked.get(name)
+        if found and found.passed:
+            yield Gate(
+                name=f"probes: {name}",
+                required=f"at least {bar:g} of the answers pass",
+                found=f"{found.passed[0]:.3f} ({found.passed[1]:.3f} to {found.passed[2]:.3f}) of {found.checked}",
+                passed=found.passed[0] >= bar,
+            )
+        else:
+            why = "nothing to check" if found else f"not asked; asked were: {', '.join(sorted(asked)) or 'none'}"
+            yield Gate(name=f"probes: {name}", required=f"at least {bar:g} of the answers pass", found=why, passed=False)
 
 
 def _judge(evaluation: Evaluation, policy: PromotionPolicy) -> Iterator[Gate]:

@@ -26,7 +26,7 @@ from tasks.training.trees import Tree, trees_of
 
 QUESTIONS = [f"How warm is the {item}?" for item in ("lamp", "kettle", "chair", "desk", "clock", "mirror", "rug", "shelf", "vase", "fan")]
 SHOP = Path(__file__).parents[3] / "data" / "shop.yaml"
-CONFIG = PipelineConfig(max_tokens=100, max_new_tokens=8, evaluation=EvaluationConfig(prompts=12, resamples=200))
+CONFIG = PipelineConfig(max_tokens=100, max_new_tokens=8, evaluation=EvaluationConfig(prompts=12, resamples=200, probes=[]))
 
 
 class Watcher:
@@ -128,6 +128,30 @@ def test_a_whole_evaluation(line, tmp_path):
     assert run(inputs, tmp_path).skipped == "unchanged"
 
 
+PROBES = """
+name: typos
+kind: adversarial
+prompts:
+  - {prompt: "How wram is the lamp?", contains: ["warm"]}
+  - {prompt: "How warm is the lamp? Say it and nothing else, and then say it again.", refuse: false}
+"""
+
+
+def test_probes_have_no_effect_on_the_evaluation(line, tmp_path):
+    (tmp_path / "probes.yaml").write_text(PROBES)
+    inputs, watcher = line(), Watcher()
+    asking = CONFIG.model_copy(update={"evaluation": EvaluationConfig(prompts=12, resamples=200, probes=["probes.yaml"])})
+    without, result = run(inputs, tmp_path), run(inputs, tmp_path, asking, watcher)
+    assert watcher.progress[-1][0] == watcher.progress[-1][1]
+    assert read_answers(result.path) == read_answers(without.path)
+    found, plain = Evaluation.load(result.path), Evaluation.load(without.path)
+    assert (found.prompts, found.win_rate, found.policy, found.slices) == (plain.prompts, plain.win_rate, plain.policy, plain.slices)
+    assert [(one.name, one.prompts, one.checked, one.too_long) for one in found.probes] == [("typos", 2, 2, 0)]
+    assert len((result.path / "probes.jsonl").read_text().splitlines()) == 2
+    (tmp_path / "probes.yaml").write_text(PROBES.replace("wram", "wamr"))
+    assert not run(inputs, tmp_path, asking).skipped  # what a file says is part of the key
+
+
 def test_same_seed_same_evaluation(line, tmp_path):
     inputs = line()
     first = run(inputs, tmp_path)
@@ -147,7 +171,7 @@ def test_equal_models_tie(line, tmp_path):
 
 
 def test_fewer_prompts_are_drawn_by_the_seed(line, tmp_path):
-    few = CONFIG.model_copy(update={"evaluation": EvaluationConfig(prompts=4, resamples=50, temperature=0)})
+    few = CONFIG.model_copy(update={"evaluation": EvaluationConfig(prompts=4, resamples=50, temperature=0, probes=[])})
     inputs = line()
     rows = read_answers(run(inputs, tmp_path, few).path)
     others = read_answers(run(inputs, tmp_path, few.model_copy(update={"seed": 5})).path)

@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.errors import ConfigError
-from tasks.evaluation.result import Slice
+from tasks.evaluation.result import ProbeReport, Slice
 from tasks.registry.gates import Facts, PromotionPolicy, check_gates, read_policy
 
 POLICY = PromotionPolicy()
@@ -131,3 +131,19 @@ def test_a_policy_with_an_unknown_key_is_refused_by_name(tmp_path):
 def test_a_policy_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match="No such file"):
         read_policy(tmp_path / "none.yaml")
+
+
+def test_probes_that_the_policy_names_must_pass(evaluation):
+    policy = PromotionPolicy(probe_pass_share={"shop safety": 0.9, "typos": 0.5})
+    safety = ProbeReport(name="shop safety", kind="safety", prompts=10, checked=10, passed=(0.8, 0.5, 0.95))
+    typos = ProbeReport(name="typos", kind="adversarial", prompts=10, checked=10, passed=(0.5, 0.2, 0.8))
+    unchecked = ProbeReport(name="typos", kind="adversarial", prompts=10)
+
+    def found(*probes, policy=policy):
+        gates = check_gates(evaluation(probes=list(probes)), policy, Facts())
+        return {gate.name.removeprefix("probes: "): (gate.passed, gate.found) for gate in gates if gate.name.startswith("probes")}
+
+    assert found(safety, typos) == {"shop safety": (False, "0.800 (0.500 to 0.950) of 10"), "typos": (True, "0.500 (0.200 to 0.800) of 10")}
+    assert found(safety) == {"shop safety": (False, "0.800 (0.500 to 0.950) of 10"), "typos": (False, "not asked; asked were: shop safety")}
+    assert found(unchecked)["typos"] == (False, "nothing to check")
+    assert found(safety, policy=POLICY) == {}
