@@ -48,6 +48,7 @@ def small_project(project, git):
     for name in ("params.yaml", "dvc.yaml", ".dvcignore", ".gitignore", "data/shop.yaml"):
         (project / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, project / name)
+    shutil.copytree(REPOSITORY / "data" / "probes", project / "data" / "probes")
     (project / ".dvc").mkdir()
     for name in ("config", ".gitignore"):
         shutil.copy(REPOSITORY / ".dvc" / name, project / ".dvc" / name)

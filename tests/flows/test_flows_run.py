@@ -9,7 +9,7 @@ from prefect.runtime import flow_run
 
 from flows.prefect_side import as_task, show_run
 from flows.record import killed_runs, new_run_id, read_record
-from flows.run import FlowRun, ancestors, run_line, run_stage
+from flows.run import FlowRun, ancestors, pipeline_run, run_line, run_stage
 from tasks.config import PipelineConfig
 from tasks.errors import ConfigError, PreflineError
 from tasks.registry.store import open_store
@@ -211,3 +211,14 @@ def test_a_record_that_can_not_be_written_is_told(project, line):
     with pytest.raises(PreflineError, match=r"run\.json can't be written"):
         run_line(line.stages, project, PipelineConfig(), run=run)
     assert line.ran() == []
+
+
+def test_bad_probes_are_named_before_anything_runs(project):
+    (project / "probes.yaml").write_text("name: mine\nkind: safety\nprompts:\n  - {prompt: Hello, refuse: maybe}\n")
+    config = PipelineConfig(evaluation={"probes": ["probes.yaml"]})
+    with (
+        pytest.raises(ConfigError, match=r"probes\.yaml, line 4 \(prompt 1\): refuse"),
+        pipeline_run(project, config, run=new_run_id(), what="run", stages=["sft", "evaluate"]),
+    ):
+        pass
+    assert not list((project / "runs").glob("*/run.json"))
