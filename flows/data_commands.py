@@ -18,6 +18,7 @@ from tasks.config import DataConfig
 from tasks.errors import ConfigError, DataRefused, PreflineError
 
 if TYPE_CHECKING:
+    from tasks.data.export import Exported
     from tasks.data.formats import Reading
     from tasks.data.snapshot import Dataset
 
@@ -154,8 +155,16 @@ def export(
     format: Annotated[str, typer.Option(metavar="NAME", help="trl, hh-rlhf, argilla, ...")],
     splits: Annotated[list[str] | None, typer.Option("--split", help="Only these. May be repeated.")] = None,
     kind: Annotated[Kind | None, typer.Option(help="Only these; by default both, as far as the format holds them.")] = None,
+    answers: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Not the data, but what a run's evaluation compared, for people to label blindly.")
+    ] = None,
 ) -> None:
     """Write the data in another tool's format; what it can't hold is left out and counted."""
+    if answers is not None:
+        if splits or kind:
+            raise ConfigError("--answers is of no split and no kind.", "Leave --split and --kind out.")
+        _export_answers(answers, format, path)
+        return
     from tasks.data.export import export
     from tasks.data.records import SPLITS, Comparison, Demonstration
 
@@ -166,7 +175,24 @@ def export(
     data = _prepared()
     comparisons = data.stream(Comparison, *wanted) if kind != "demonstrations" else iter(())
     demonstrations = data.stream(Demonstration, *wanted) if kind != "comparisons" else iter(())
-    done = export(chain(comparisons, demonstrations), format, path)
+    _tell(path, export(chain(comparisons, demonstrations), format, path))
+
+
+def _export_answers(run: str, format: str, path: Path) -> None:
+    from flows.record import read_record
+    from tasks.data.export import export_questions
+    from tasks.evaluation.answers import ANSWERS, read_answers
+    from tasks.evaluation.judges.blind import questions
+
+    record = read_record(project_root(), run)
+    evaluated = next((Path(stage.path) for stage in record.stages if stage.name == "evaluate" and stage.path), None)
+    if evaluated is None or not (evaluated / ANSWERS).is_file():
+        raise PreflineError(f"Run {record.run} has no evaluated answers.", "Name one that came as far as evaluate: prefline status RUN.")
+    _tell(path, export_questions(questions(read_answers(evaluated), int(record.config["seed"])), format, path))
+    typer.echo("Have them labelled, then: prefline data import PATH, and evaluation.people in params.yaml.")
+
+
+def _tell(path: Path, done: Exported) -> None:
     typer.echo(f"{path}: {done.written:,} rows")
     for reason, count in done.left_out.most_common():
         typer.echo(f"  left out: {count:,} ({reason})")

@@ -51,8 +51,11 @@ class JsonServer:
     key: str
     timeout_seconds: float
 
-    def post(self, path: str, body: dict[str, Any], waits: Sequence[float] = WAITS, before: Callable[[], None] = lambda: None) -> str:
-        """The text of the reply. before: called before each try. Raises Refused and Unanswered, which never hold the key."""
+    def post(self, path: str, body: dict[str, Any], waits: Sequence[float], before: Callable[[], None] = lambda: None) -> str:
+        """The text of the reply. waits: seconds before each new try. before: called before each try.
+
+        Raises Refused and Unanswered, which never hold the key.
+        """
         headers = {"Content-Type": "application/json"}
         if os.environ.get(self.key):
             headers["Authorization"] = f"Bearer {os.environ[self.key]}"

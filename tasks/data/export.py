@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.data.formats import Reading, Row, Unusable, read_row
-from tasks.data.formats.writers import WRITERS, Unheld, Writer
+from tasks.data.formats.writers import WRITERS, Question, Unheld, Writer
 from tasks.data.records import Comparison, Demonstration, Message
 from tasks.errors import ConfigError, EnvironmentRefused
 
@@ -39,27 +39,58 @@ class Exported:
 
 def export(records: Iterable[Comparison | Demonstration], format: str, path: Path) -> Exported:
     """Write records in a format of WRITERS, into a kind of file of KINDS. A file that is there is replaced, in one move."""
+    writer = _writer(format)
+    left_out: Counter[str] = Counter()
+    written = _write(path, writer, lambda kind: _rows(records, format, left_out, kind == ".csv"))
+    return Exported(written, left_out)
+
+
+def export_questions(questions: Iterable[Question], format: str, path: Path) -> Exported:
+    """Write pairs of answers for people to compare, as tasks of a format that has some."""
+    writer = _writer(format)
+    if writer.ask is None:
+        able = ", ".join(name for name, known in WRITERS.items() if known.ask)
+        raise ConfigError(f"{format} has no tasks that wait for their labels.", f"Formats for labelling: {able}.")
+    if path.name.endswith(".parquet"):
+        raise ConfigError(f"{path}: people don't label Parquet.", "Write a .json, .jsonl or .csv file.")
+    tasks = [writer.ask(question) for question in questions]
+    left_out: Counter[str] = Counter()
+
+    def rows(kind: str) -> Iterator[Row]:
+        for task in tasks:
+            if kind == ".csv" and any(_is_list(value) for value in task.values()):
+                left_out[OTHERWISE] += 1
+            else:
+                yield task
+
+    return Exported(_write(path, writer, rows), left_out)
+
+
+def _writer(format: str) -> Writer:
     if format not in WRITERS:
         raise ConfigError(f'"{format}" is no format that Prefline writes.', f"It writes {', '.join(WRITERS)}.")
+    return WRITERS[format]
+
+
+def _write(path: Path, writer: Writer, rows: Callable[[str], Iterator[Row]]) -> int:
+    """Write the rows that the kind of file asks for, in one move; returns how many."""
     kind = next((suffix for suffix in KINDS if path.name.endswith(suffix)), None)
     if kind is None:
         raise ConfigError(f"{path}: not a kind of file that Prefline writes.", f"It writes {', '.join(KINDS)}.")
-    writer = WRITERS[format]
     if writer.columns is None and kind in (".csv", ".parquet"):
-        raise ConfigError(f"{path}: {format} does not fit into a table.", "Write a .json or .jsonl file.")
-    left_out: Counter[str] = Counter()
+        raise ConfigError(f"{path}: the format does not fit into a table.", "Write a .json or .jsonl file.")
     beside = path.with_name(f".{path.name}.partial")
     try:
         with beside.open("wb") as out:
-            written = KINDS[kind](out, _rows(records, format, left_out, kind == ".csv"), writer)
+            written = KINDS[kind](out, rows(kind), writer)
         beside.replace(path)
+        return written
     except OSError as error:
         raise EnvironmentRefused(
             f"{path} can't be written: {error.strerror or error}.", "Mind the folder, its permissions and the space left."
         ) from error
     finally:
         beside.unlink(missing_ok=True)
-    return Exported(written, left_out)
 
 
 def _rows(records: Iterable[Comparison | Demonstration], format: str, left_out: Counter[str], cells: bool) -> Iterator[Row]:

@@ -24,11 +24,25 @@ class Unheld(Exception):
 
 
 @dataclass(frozen=True)
+class Question:
+    """Two answers to one prompt that nobody has compared yet, in the order to show them."""
+
+    id: str
+    prompt: list[Message]
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
 class Writer:
-    """write: a record as a row. columns: of its tables, or None where a row does not fit into a table."""
+    """write: a record as a row. columns: of its tables, or None where a row does not fit into a table.
+
+    ask: a question as the row of a task that waits for its label; None where a row has no place for one that has none yet.
+    """
 
     write: Callable[[Comparison | Demonstration], Row]
     columns: dict[str, pa.DataType] | None
+    ask: Callable[[Question], Row] | None = None
 
 
 def _comparison(record: Comparison | Demonstration) -> Comparison:
@@ -130,6 +144,25 @@ def _helpsteer3(record: Comparison | Demonstration) -> Row:
     }
 
 
+def _helpsteer3_task(question: Question) -> Row:
+    """The preference, from -3 to 3, is for the annotator to fill in."""
+    return {"context": _as_shown(question.prompt), "response1": question.first, "response2": question.second, "overall_preference": None}
+
+
+def _argilla_task(question: Question) -> Row:
+    return {"id": question.id, "prompt": question.prompt, "response1": question.first, "response2": question.second}
+
+
+def _label_studio_task(question: Question) -> Row:
+    data = {"prompt": _as_shown(question.prompt), "answer1": question.first, "answer2": question.second}
+    return {"data": data, "annotations": [], "predictions": []}
+
+
+def _as_shown(prompt: list[Message]) -> str | list[Message]:
+    lone = len(prompt) == 1 and prompt[0]["role"] == "user"
+    return prompt[0]["content"] if lone else prompt
+
+
 def _argilla(record: Comparison | Demonstration) -> Row:
     comparison = _comparison(record)
     first, second, better = _shown(comparison)
@@ -145,9 +178,7 @@ def _label_studio(record: Comparison | Demonstration) -> Row:
     """A task as Label Studio imports and exports it, for a Pairwise tag called pref over answer1 and answer2."""
     comparison = _comparison(record)
     first, second, better = _shown(comparison)
-    lone = len(comparison.prompt) == 1 and comparison.prompt[0]["role"] == "user"
-    prompt = comparison.prompt[0]["content"] if lone else comparison.prompt
-    data = {"prompt": prompt, "answer1": first, "answer2": second, "language": comparison.language}
+    data = {"prompt": _as_shown(comparison.prompt), "answer1": first, "answer2": second, "language": comparison.language}
     selected = {"selected": "left" if better < 0 else "right"}
     result = [{"type": "pairwise", "from_name": "pref", "to_name": "pref", "value": selected}] if better else []
     row: Row = {"data": _filled(data), "annotations": [], "predictions": []}
@@ -204,7 +235,9 @@ WRITERS: dict[str, Writer] = {
     "hh-rlhf": Writer(_hh, {"chosen": TEXT, "rejected": TEXT}),
     "vertex": Writer(_vertex, {"input_text": TEXT, "candidate_0": TEXT, "candidate_1": TEXT, "choice": WHOLE}),
     "ultrafeedback": Writer(_ultrafeedback, {"prompt": TEXT, "prompt_id": TEXT, **PAIR, "score_chosen": NUMBER, "score_rejected": NUMBER}),
-    "helpsteer3": Writer(_helpsteer3, {"domain": TEXT, "language": TEXT, "context": MESSAGES, **SIDES, "overall_preference": NUMBER}),
+    "helpsteer3": Writer(
+        _helpsteer3, {"domain": TEXT, "language": TEXT, "context": MESSAGES, **SIDES, "overall_preference": NUMBER}, _helpsteer3_task
+    ),
     "argilla": Writer(
         _argilla,
         {
@@ -217,8 +250,9 @@ WRITERS: dict[str, Writer] = {
             "preference.suggestion": TEXT,
             "preference.suggestion.agent": TEXT,
         },
+        _argilla_task,
     ),
-    "label-studio": Writer(_label_studio, None),
+    "label-studio": Writer(_label_studio, None, _label_studio_task),
     "messages": Writer(_messages, {"messages": MESSAGES}),
     "sharegpt": Writer(_sharegpt, {"conversations": pa.list_(pa.struct([("from", TEXT), ("value", TEXT)]))}),
     "alpaca": Writer(_alpaca, {"system": TEXT, "instruction": TEXT, "input": TEXT, "output": TEXT}),

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -107,32 +107,35 @@ class _Pace:
 class OnServer:
     """Asked over HTTP, several requests at a time."""
 
-    def __init__(self, config: LanguageModelConfig, waits: Sequence[float] = WAITS) -> None:
+    def __init__(self, config: LanguageModelConfig) -> None:
         self._config = config
-        self._waits = waits
         self._server = JsonServer(config.url or "", KEY, config.timeout_seconds)
         self._pace = _Pace(config.requests_a_minute)
         self.identity = config.model or ""
         self.about = f"{config.model} at {urlsplit(config.url or '').netloc}"
 
     def replies(self, asked: Sequence[str], budget: Budget) -> Iterator[tuple[str, str]]:
+        failed: list[PreflineError] = []
+
+        def reply(text: str) -> str | None:
+            """None for what is not asked any more. What is under way when another one fails may still come: it is paid for."""
+            if failed:
+                return None
+            try:
+                return self._reply(text, budget)
+            except PreflineError as error:
+                failed.append(error)
+                return None
+
         pool = ThreadPoolExecutor(self._config.at_once)
         try:
-            texts = {pool.submit(self._reply, text, budget): text for text in asked}
-            problem: PreflineError | None = None
+            texts = {pool.submit(reply, text): text for text in asked}
             for future in as_completed(texts):
-                try:
-                    reply = future.result()
-                except CancelledError:
-                    continue
-                except PreflineError as error:  # what is under way may still come: it is paid for
-                    problem = problem or error
-                    for other in texts:
-                        other.cancel()
-                else:
-                    yield texts[future], reply
-            if problem:
-                raise problem
+                said = future.result()
+                if said is not None:
+                    yield texts[future], said
+            if failed:
+                raise failed[0]
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -149,13 +152,13 @@ class OnServer:
             budget.call()
 
         try:
-            received = self._server.post("/chat/completions", body, self._waits, before)
+            received = self._server.post("/chat/completions", body, WAITS, before)
         except Refused as refusal:
             raise self._refused(refusal) from None
         except Unanswered as silence:
             raise self._error(
                 f"/chat/completions {silence.problem}",
-                f"Asked {len(self._waits) + 1} times at most. Run again when it answers: what was replied so far is kept. "
+                f"Asked {len(WAITS) + 1} times at most. Run again when it answers: what was replied so far is kept. "
                 f"Or raise {SECTION}.timeout_seconds, or lower requests_a_minute and at_once.",
             ) from None
         return self._read(received, budget)
