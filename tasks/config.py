@@ -251,6 +251,13 @@ class NamesConfig(Section):
     sft: str = "prefline-sft"
 
 
+class LicencesConfig(Section):
+    """Licences of what was not made here, for the model card. "": what the base model's own files say; nothing of the data."""
+
+    model: str = ""
+    data: str = ""
+
+
 class PipelineConfig(Section):
     """Everything a run may be told. seed: of training and sampling; the data have their own."""
 
@@ -272,6 +279,7 @@ class PipelineConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: Path = Path("mlflow/promotion.yaml")
     names: NamesConfig = NamesConfig()
+    licences: LicencesConfig = LicencesConfig()
 
     @model_validator(mode="after")
     def _answers_fit(self) -> PipelineConfig:

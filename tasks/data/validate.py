@@ -22,7 +22,7 @@ from tasks.data.contamination import EvaluationPrompts
 from tasks.data.encoding import load_tokenizer
 from tasks.data.findings import KEPT, Finding, Offender, Rejects, judge, markdown, refusal
 from tasks.data.records import write_jsonl
-from tasks.data.report import PAGE, annotators_markdown, excerpts, read_tables, render, statistics_of
+from tasks.data.report import PAGE, STATISTICS, annotators_markdown, excerpts, read_tables, render, statistics_of
 from tasks.data.snapshot import dataset
 from tasks.data.tables import Table, counts_table, mark_parted
 from tasks.data.tokens import Tokens
@@ -34,7 +34,7 @@ ANNOTATORS = "annotators.md"
 
 @stage("validate", reads=("contract", "max_tokens"), package="data", files=("contract.evaluation_sets",))
 def validate(config: PipelineConfig, *, data: StageResult, base: StageResult, run: StageRun) -> Metrics:
-    """Check the data; writes validation.json and .md, annotators.md, data.html, rejects.jsonl and data_docs/.
+    """Check the data; writes validation.json and .md, annotators.md, statistics.json, data.html, rejects.jsonl and data_docs/.
 
     base: its tokenizer counts tokens. Raises DataRefused, with all of that written, where a rule that stops is broken.
     """
@@ -54,8 +54,9 @@ def validate(config: PipelineConfig, *, data: StageResult, base: StageResult, ru
     findings, offenders = judge(config, tables, checked.outcomes, rejects)
     _write(run.out, findings, offenders)
     (run.out / ANNOTATORS).write_text(annotators_markdown(found), encoding="utf-8")
-    page = render(statistics_of(folder, comparisons, demonstrations), found, findings, excerpts(folder, findings))
-    (run.out / PAGE).write_text(page, encoding="utf-8")
+    statistics = statistics_of(folder, comparisons, demonstrations)
+    (run.out / STATISTICS).write_text(json.dumps(statistics, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (run.out / PAGE).write_text(render(statistics, found, findings, excerpts(folder, findings)), encoding="utf-8")
     run.report(4, 4)
     broken = [finding for finding in findings if finding.stops]
     if broken:

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 from tasks.data.encoding import load_tokenizer
 from tasks.data.snapshot import dataset
 from tasks.evaluation.result import Evaluation
+from tasks.registry import card, facts
 from tasks.registry.baseline import BASELINE_VERSION, POLICY_DIGEST, Baseline
+from tasks.registry.beside import MODEL_ID, write_beside, write_files
 from tasks.registry.champion import CHALLENGER, CHAMPION, by_alias
 from tasks.registry.flavor import ChatDefaults, Task, save_flavor
 from tasks.registry.lineage import Lineage
+from tasks.registry.software import BILL, software_bill
 from tasks.registry.store import REGISTRY_LOCK, first_come, talking_to
 from tasks.registry.tracking import MLflowRun, lineage_tags
 from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
@@ -36,7 +39,10 @@ VERSION = "version.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """A model to register. digest: of its stage's files. load: its weights from folder, as a transformers model. defaults: if it chats."""
+    """A model to register. digest: of its stage's files. load: its weights from folder, as a transformers model.
+
+    files: texts to lie beside it, by file name. defaults: of requests, where it chats.
+    """
 
     name: str
     folder: Path
@@ -46,15 +52,18 @@ class Entry:
     about: str
     load: Callable[[Path], Any]
     tags: dict[str, str]
+    files: dict[str, str]
     description: str = ""
     defaults: ChatDefaults | None = None
 
 
-@stage("register", reads=("names", "policy", "evaluation", "max_new_tokens"), package="registry", cached=False)
+@stage("register", reads=("names", *facts.READS), package="registry", cached=False)
 def register(
     config: Settings,
     *,
     data: StageResult,
+    base: StageResult,
+    validate: StageResult,
     sft: StageResult,
     reward_model: StageResult,
     policy: StageResult,
@@ -62,7 +71,7 @@ def register(
     evaluate: StageResult,
     run: StageRun,
 ) -> Metrics:
-    """Register what is new, tag the versions with where they come from, make the policy the challenger.
+    """Register what is new, tag the versions with where they come from, write the policy's card, make it the challenger.
 
     Writes version.json: the versions by model name, and the policy's under "policy".
     """
@@ -76,7 +85,12 @@ def register(
         "prefline.evaluation_digest": evaluate.digest,
         BASELINE_VERSION: opponent.version or "",
     }
+    known = facts.gather(config, tracked, data=data, base=base, validate=validate, evaluate=evaluate)
     defaults = ChatDefaults(config.max_new_tokens, config.evaluation.temperature)
+
+    def bill(name: str, made: StageResult) -> dict[str, str]:
+        return {BILL: software_bill(name, made.digest[:12], tracked.lineage.commit)}
+
     entries = (
         Entry(
             config.names.policy,
@@ -87,6 +101,7 @@ def register(
             POLICY_ABOUT,
             load_policy,
             {**origin, **evidence},
+            bill(config.names.policy, policy) | card.files_beside(known, evaluation),
             describe_policy(evaluation, config.policy.method, tracked.lineage, md5),
             defaults,
         ),
@@ -99,9 +114,19 @@ def register(
             REWARD_ABOUT,
             _load_reward_model,
             origin | ensemble_tag(reward_model.path / "model"),
+            bill(config.names.reward_model, reward_model),
         ),
         Entry(
-            config.names.sft, sft.path / "model", sft.digest, "llm/v1/chat", "SFT model", SFT_ABOUT, load_policy, origin, defaults=defaults
+            config.names.sft,
+            sft.path / "model",
+            sft.digest,
+            "llm/v1/chat",
+            "SFT model",
+            SFT_ABOUT,
+            load_policy,
+            origin,
+            bill(config.names.sft, sft),
+            defaults=defaults,
         ),
     )
     versions, made = {}, 0
@@ -111,6 +136,7 @@ def register(
             version, new = _ensure(tracked, entry, run.stage)
             versions[entry.name] = str(version.version)
             made += new
+        card.update(tracked.store, config.names.policy, versions[config.names.policy])
         _challenge(tracked, config.names.policy, versions[config.names.policy])
         tracked.store.client.log_artifact(tracked.child(run.stage), str(evaluate.path / "evaluation.json"))
     if not made:
@@ -125,13 +151,14 @@ def _load_reward_model(folder: Path) -> Any:
 
 
 def _ensure(tracked: MLflowRun, entry: Entry, stage_name: str) -> tuple[ModelVersion, bool]:
-    """The version with the entry's digest, and whether it had to be made. Its tags are brought up to date."""
+    """The version with the entry's digest, and whether it had to be made. Tags and files are brought up to date."""
     client = tracked.store.client
     _ensure_model(tracked, entry)
     found = client.search_model_versions(f"name = '{entry.name}' and tag.`{DIGEST}` = '{entry.digest}'")
     if not found:
         return _make(tracked, entry, stage_name), True
     version = max(found, key=lambda version: int(version.version))
+    write_beside(tracked.store, version, entry.files)
     for key, value in entry.tags.items():
         if version.tags.get(key) != value:
             client.set_model_version_tag(entry.name, version.version, key, value)
@@ -160,6 +187,7 @@ def _make(tracked: MLflowRun, entry: Entry, stage_name: str) -> ModelVersion:
     )
     with tempfile.TemporaryDirectory() as folder:
         _save(entry, Path(folder) / "model", run_id, logged)
+        write_files(Path(folder) / "model", entry.files)
         client.log_model_artifacts(logged.model_id, str(Path(folder) / "model"))
     client.finalize_logged_model(logged.model_id, "READY")
     for run in (run_id, tracked.run_id):
@@ -169,7 +197,7 @@ def _make(tracked: MLflowRun, entry: Entry, stage_name: str) -> ModelVersion:
         source=logged.artifact_location,
         run_id=run_id,
         model_id=logged.model_id,
-        tags={DIGEST: entry.digest, **entry.tags},
+        tags={DIGEST: entry.digest, MODEL_ID: logged.model_id, **entry.tags},
         description=entry.description or None,
     )
 
@@ -202,7 +230,9 @@ POLICY_ABOUT = (
     "- `champion`: in use. `challenger`: the newest that is not. `previous`: the champion before.\n"
     "- Load it: `mlflow.transformers.load_model('models:/NAME@champion')`, or `prefline ask \"...\"`.\n"
     "- Serve it: `mlflow models serve --model-uri models:/NAME@champion --env-manager local`, which answers chat requests.\n"
-    "- Tags of a version: its data (DVC md5), git commit, configuration, method, and the evaluation that it was judged by."
+    "- Tags of a version: its data (DVC md5), git commit, configuration, method, and the evaluation that it was judged by.\n"
+    "- Beside the model: `card.md` (what it is, what it fails at, what became of it), `evaluation.json` with its schema, "
+    "`software.cdx.json` (what it was made with). `mlflow artifacts download -u models:/NAME@champion` brings them all."
 )
 REWARD_ABOUT = (
     "Scores an answer: trained on human comparisons, read at the answer's last token.\n\n"

@@ -1,5 +1,6 @@
 """A small project in a git repository with a fresh MLflow store, and finished results for the registry's stages to read."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from tasks.registry.baseline import Baseline
 from tasks.stage import Context, Stage, StageResult
 
 REPOSITORY = Path(__file__).parents[3]
+
+CHECKED = {"annotators": 3.0, "agreement": 0.41, "agreement_low": 0.38, "agreement_high": 0.44}
+"""Metrics of the validation."""
 
 
 @pytest.fixture
@@ -89,10 +93,11 @@ def line(make, data, policy_folder, make_llama, tokenizer, tmp_path):
         save(make_llama(len(tokenizer), seed=policy), tokenizer, tmp_path / f"policy-{policy}")
         found = {
             "data": data,
+            "base": make("base", lambda out: shutil.copytree(policy_folder, out / "model")),
             "sft": make("sft", lambda out: shutil.copytree(policy_folder, out / "model")),
             "reward_model": make("reward_model", lambda out: scorer.save(tokenizer, out / "model")),
             "policy": make("policy", lambda out: shutil.copytree(tmp_path / f"policy-{policy}", out / "model"), salt=policy),
-            "validate": make("validate", lambda out: (out / "validation.json").write_text("{}"), data=data),
+            "validate": make("validate", write_validation, data=data).model_copy(update={"metrics": CHECKED}),
         }
         if baseline is None:
             baseline = make("baseline", Baseline().save)
@@ -101,6 +106,11 @@ def line(make, data, policy_folder, make_llama, tokenizer, tmp_path):
         return found
 
     return results
+
+
+def write_validation(out):
+    (out / "validation.json").write_text("{}")
+    (out / "statistics.json").write_text(json.dumps({"comparisons": {"languages": {"en": 900, "de": 100, "unknown": 7}}}))
 
 
 def win_rate(rate, low, high):

@@ -25,8 +25,7 @@ def finish(line, tracked, run_stage):
         results = line(policy, evaluation)
         found = compare_with or run_stage(baseline, tracked, sft=results["sft"], policy=results["policy"])
         results["baseline"] = found
-        keys = ("data", "sft", "reward_model", "policy", "baseline", "evaluate")
-        registered = run_stage(register, tracked, **{key: results[key] for key in keys})
+        registered = run_stage(register, tracked, **{key: results[key] for key in register.inputs})
         keys = ("data", "validate", "baseline", "evaluate")
         promoted = run_stage(promote, tracked, register=registered, **{key: results[key] for key in keys})
         return Decision.load(promoted.path), found
@@ -83,15 +82,14 @@ def test_of_an_ensemble_the_first_member_is_registered_and_says_so(tracked, line
     results = line()
     members = [RewardModel.from_policy(policy_folder, seed) for seed in (1, 2)]
     results["reward_model"] = make("reward_model", lambda out: Ensemble(members, "min", 1.0).save(tokenizer, out / "model"), salt=1)
-    keys = ("data", "sft", "reward_model", "policy", "baseline", "evaluate")
-    run_stage(register, tracked, **{key: results[key] for key in keys})
+    run_stage(register, tracked, **{key: results[key] for key in register.inputs})
     version = tracked.store.client.get_model_version("prefline-reward-model", "1")
     assert version.tags["prefline.ensemble"] == "member 1 of 2; policies were trained on their min"
 
 
 def test_registering_twice_makes_one_version(tracked, line, run_stage):
     results = line()
-    inputs = {key: results[key] for key in ("data", "sft", "reward_model", "policy", "baseline", "evaluate")}
+    inputs = {key: results[key] for key in register.inputs}
     first = run_stage(register, tracked, **inputs)
     second = run_stage(register, tracked, **inputs)
     assert versions(tracked) == versions(tracked, "prefline-sft") == versions(tracked, "prefline-reward-model") == [1]
