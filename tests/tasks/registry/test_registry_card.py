@@ -87,6 +87,15 @@ def test_everything_that_a_reader_needs_is_in_it(facts, evaluation):
     assert "with changes" not in text
 
 
+def test_every_judge_is_named_with_what_its_word_is_worth(facts, evaluation, judged_by):
+    judges = [judged_by(about="a|b"), judged_by("people", accuracy=None, win_rate=None), judged_by("gold", about="the truth")]
+    text = render(NAME, "1", facts, evaluation(judges=judges, unjudged=4), Fate())
+    assert "| reward model, which decides: a&#124;b | win rate 0.750 (0.700 to 0.800); agrees with people in 0.800" in text
+    assert "| people: a judge | win rate not known; not measured on people's comparisons |" in text
+    assert "left out | 4 |" in text
+    assert "the truth" not in text
+
+
 def test_a_forced_promotion_stands_in_red_on_top(facts, evaluation):
     lines = [line("promoted", "3"), line("forced", "4", "3", "the shop needs it today", day=2)]
     text = render(NAME, "4", facts.model_copy(update={"dirty": True}), evaluation(), Fate("promoted", "", [GATE], lines))
