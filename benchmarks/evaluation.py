@@ -30,7 +30,7 @@ from tasks.data.prepare import import_sources, normalise, split
 from tasks.data.snapshot import Snapshot
 from tasks.evaluation.answers import read_answers
 from tasks.evaluation.evaluate import evaluate
-from tasks.evaluation.report import render_markdown, render_report
+from tasks.evaluation.report import WholeRun, render_markdown, render_report
 from tasks.evaluation.result import Evaluation
 from tasks.registry.baseline import Baseline
 from tasks.registry.gates import Facts, check_gates, read_policy
@@ -95,8 +95,9 @@ def time_page(evaluated: StageResult) -> dict[str, Any]:
     begun = time.monotonic()
     found, rows = Evaluation.load(evaluated.path), read_answers(evaluated.path)
     gates = check_gates(found, read_policy(ROOT / "mlflow" / "promotion.yaml"), Facts())
-    page = render_report(found, rows, evaluated.path, gates=gates)
-    render_markdown(found, rows, gates=gates)
+    whole = WholeRun(gates=gates, lineage={"evaluation": evaluated.digest})
+    page = render_report(found, rows, evaluated.path, whole)
+    render_markdown(found, rows, whole)
     return {"page_seconds": round(time.monotonic() - begun, 2), "page_bytes": len(page.encode())}
 
 

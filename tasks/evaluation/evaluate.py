@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.data.records import Demonstration, Message
+from tasks.data.records import Comparison, Demonstration, Message
 from tasks.data.shop import Shop
 from tasks.data.snapshot import Dataset, Prompt, dataset
 from tasks.errors import PreflineError
-from tasks.evaluation.agreement import HumanPairs, agreement, human_pairs
+from tasks.evaluation.agreement import HumanPairs, agreement, enough_of, human_pairs
 from tasks.evaluation.answers import Judged, Outcome, Reply, Texts, Vocabulary, write_answers
 from tasks.evaluation.exam import Exam, Said
 from tasks.evaluation.findings import Evidence, findings
@@ -90,9 +90,10 @@ def evaluate(
     by_sft = exam.taken_by(sft.path / "model")
     by_opponent = exam.taken_by(opponent.folder) if opponent.folder else None
     kl = exam.kl_from(sft.path / "model", by_policy.answers)
-    pairs = comparable_pairs(held, vocabulary, config.max_tokens, exam.texts)
+    by_hand = enough_of(held.comparisons("validation", "test"), config.seed)
+    pairs = comparable_pairs(by_hand, vocabulary, config.max_tokens, exam.texts)
     bench = read_categories(config.evaluation.reward_bench, run.root, vocabulary, config.max_tokens, exam.texts)
-    by_people = held_out_by_people(held.comparisons("validation", "test"), vocabulary.tokenizer, config.max_tokens, exam.texts)
+    by_people = held_out_by_people(by_hand, vocabulary.tokenizer, config.max_tokens, exam.texts)
     scores = Scores(exam.scores_by(reward_model.path / "model"), exam.scores_by(judge.path / "model"), None)
 
     bootstrap = Bootstrap(config.evaluation.resamples, config.evaluation.confidence, config.seed)
@@ -179,9 +180,9 @@ def held_out(prompts: list[Prompt], vocabulary: Vocabulary, config: Settings) ->
     return [fitting[place] for place in sorted(drawn)], len(prompts) - len(fitting)
 
 
-def comparable_pairs(held: Dataset, vocabulary: Vocabulary, max_tokens: int, texts: Texts) -> HumanPairs:
+def comparable_pairs(comparisons: list[Comparison], vocabulary: Vocabulary, max_tokens: int, texts: Texts) -> HumanPairs:
     """Human comparisons that no scorer was trained on. Raises PreflineError where there is none to measure a judge by."""
-    pairs = human_pairs(held.comparisons("validation", "test"), vocabulary.tokenizer, max_tokens, texts)
+    pairs = human_pairs(comparisons, vocabulary.tokenizer, max_tokens, texts)
     if not len(pairs):
         raise PreflineError(
             "No held-out comparison can be used: all are ties, identical answers or longer than max_tokens.",

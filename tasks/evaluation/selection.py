@@ -33,8 +33,9 @@ def up_to(n: int) -> list[int]:
 def best_of_n(config: Settings, held: Dataset, vocabulary: Vocabulary, *, sft: Path, reward_model: Path, judge: Path) -> list[BestOfN]:
     """Scores of the best of 1, 2, 4, ... up to evaluation.best_of_n answers of the SFT model, a prompt each.
 
-    Twice as many answers as the largest n are sampled to a prompt, so that each n is a mean over many choices among them. None at
-    temperature 0, where all answers to a prompt are the same, and none without a validation prompt.
+    As many answers as the largest n are sampled to a prompt: each n is estimated without bias from them, and more prompts narrow an
+    interval more than more answers would. None at temperature 0, where all answers to a prompt are the same, and none without a
+    validation prompt.
     """
     ns, prompts = up_to(config.evaluation.best_of_n), held.prompts("validation")
     if not ns or not prompts or config.evaluation.temperature == 0:
@@ -51,7 +52,7 @@ def best_of_n(config: Settings, held: Dataset, vocabulary: Vocabulary, *, sft: P
         judge=judge,
         prompts=[prompts[place] for place in sorted(drawn)],
     )
-    return best_of_n_curve(onlooker, 2 * ns[-1], ns, config.seed)
+    return best_of_n_curve(onlooker, ns[-1], ns, config.seed)
 
 
 def selections(curve: list[BestOfN], start: Scores, bootstrap: Bootstrap) -> list[Selection]:

@@ -7,7 +7,7 @@ import pytest
 
 from tasks.data.records import Comparison, assistant, user
 from tasks.errors import PreflineError
-from tasks.evaluation.agreement import agreement, human_pairs
+from tasks.evaluation.agreement import agreement, enough_of, human_pairs
 from tasks.evaluation.answers import Texts
 from tasks.evaluation.evaluate import metrics_of
 from tasks.evaluation.findings import agreement_with_gold, findings, gains_over_sft
@@ -124,20 +124,21 @@ def test_without_a_truth(make_evidence, make_rows):
     assert "win_rate_gold" not in metrics_of(found)
 
 
-def test_human_pairs_are_of_two_rankings_a_prompt(tokenizer):
-    def ranked(ranking, chosen, rejected, tie=False):
-        return Comparison(
-            id=f"{ranking} {chosen}",
-            prompt=[user("How warm is the red lamp?")],
-            chosen=[assistant(chosen)],
-            rejected=[assistant(rejected)],
-            source="shop",
-            source_id="1",
-            group_id="lamp",
-            ranking=ranking,
-            tie=tie,
-        )
+def ranked(ranking, chosen, rejected, tie=False, group="lamp"):
+    return Comparison(
+        id=f"{ranking} {chosen}",
+        prompt=[user("How warm is the red lamp?")],
+        chosen=[assistant(chosen)],
+        rejected=[assistant(rejected)],
+        source="shop",
+        source_id="1",
+        group_id=group,
+        ranking=ranking,
+        tie=tie,
+    )
 
+
+def test_human_pairs_are_of_two_rankings_a_prompt(tokenizer):
     texts = Texts()
     rows = [ranked("a", "Warm.", "Red."), ranked("a", "Warm.", "No."), ranked("b", "Warm.", "What?", tie=True), ranked("c", "So.", "What?")]
     pairs = human_pairs(rows, tokenizer, 100, texts)
@@ -146,3 +147,16 @@ def test_human_pairs_are_of_two_rankings_a_prompt(tokenizer):
     assert pairs.prompts == ["lamp", "lamp"]
     scores = np.array([2.0, 1.0, 3.0])
     assert agreement(scores, pairs, BOOTSTRAP).accuracy[0] == 0.5
+
+
+def test_enough_comparisons_of_whole_prompts_that_the_seed_draws(monkeypatch):
+    monkeypatch.setattr("tasks.evaluation.agreement.MOST_COMPARISONS", 7)
+    rows = [ranked(f"{group} {number}", "Warm.", "No.", group=group) for group in "abcdef" for number in range(3)]
+    first, other = (enough_of(rows, seed) for seed in (0, 1))
+    assert len(first) == len(other) == 8  # two rankings a prompt: 6 would not be enough
+    assert first == [row for row in rows if row in first]
+    assert {row.group_id for row in first} != {row.group_id for row in other}
+    assert enough_of(rows, 0) == first
+    monkeypatch.setattr("tasks.evaluation.agreement.MOST_COMPARISONS", 100)
+    assert len(enough_of(rows, 0)) == 12
+    assert enough_of([], 0) == []
