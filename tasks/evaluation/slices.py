@@ -49,7 +49,12 @@ def length_traits(lengths: Sequence[int]) -> list[Trait]:
     first, second = np.quantile(lengths, (1 / 3, 2 / 3), method="lower")
     thirds = [int(length > first) + int(length > second) for length in lengths]
     spans = {third: [length for length, its in zip(lengths, thirds, strict=True) if its == third] for third in set(thirds)}
-    return [Trait("length", f"prompt: {min(spans[third])} to {max(spans[third])} tokens") for third in thirds]
+    names = {third: _span(min(its), max(its)) for third, its in spans.items()}
+    return [Trait("length", f"prompt: {names[third]} tokens") for third in thirds]
+
+
+def _span(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def language_trait(prompt: Prompt) -> Trait:

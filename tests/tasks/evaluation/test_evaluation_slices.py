@@ -51,8 +51,8 @@ def test_thirds_by_length():
     names = [trait.name for trait in length_traits([5, 9, 30, 6, 12, 7, 10, 31, 8])]
     short, middle, long = "prompt: 5 to 7 tokens", "prompt: 8 to 10 tokens", "prompt: 12 to 31 tokens"
     assert names == [short, middle, long, short, long, short, middle, long, middle]
-    assert {trait.name for trait in length_traits([4, 4, 4])} == {"prompt: 4 to 4 tokens"}
-    assert [trait.name for trait in length_traits([4, 4, 4, 9])] == ["prompt: 4 to 4 tokens"] * 3 + ["prompt: 9 to 9 tokens"]
+    assert {trait.name for trait in length_traits([4, 4, 4])} == {"prompt: 4 tokens"}
+    assert [trait.name for trait in length_traits([4, 4, 4, 9])] == ["prompt: 4 tokens"] * 3 + ["prompt: 9 tokens"]
 
 
 @pytest.mark.parametrize(
