@@ -23,8 +23,10 @@ from tasks.config import PipelineConfig
 from tasks.errors import ConfigError, PreflineError
 from tasks.evaluation.probes import read_probes
 from tasks.evaluation.report import MARKDOWN
+from tasks.registry.baseline import besides
 from tasks.registry.decision import Decision
 from tasks.registry.lineage import lineage
+from tasks.registry.store import talking_to
 from tasks.registry.tracking import MLflowRun, close_killed, closing
 from tasks.stage import Context, Metrics, Observer, Stage, StageResult, read_result
 from tasks.training.processes import use_threads
@@ -167,7 +169,7 @@ def pipeline_run(
     """
     state = lineage(root, config)
     if EVALUATE in stages:
-        read_probes(root, config.evaluation.probes)  # what is wrong with them is better known now than after the training
+        read_probes(root, config.evaluation.probes)  # what is wrong is better known now than after the training
     use_threads(config.threads)
     with (
         Recorder.begin(root, run, what, state, config.model_dump(mode="json"), stages) as recorder,
@@ -179,6 +181,9 @@ def pipeline_run(
             record.prefect_run, record.prefect_url = flow_run.id, flow_run.url
             tags |= {"prefline.prefect_flow_run": flow_run.id, "prefline.prefect_url": flow_run.url}
         with closing(MLflowRun.begin(root, config, state, run if what == "run" else f"{what} {run}", tags)) as tracked:
+            if EVALUATE in stages:
+                with talking_to(tracked.store.uri):
+                    besides(tracked.store, config.names.policy, config.evaluation.against)
             record.mlflow_run, record.mlflow_url = tracked.run_id, tracked.url
             for dead in killed_runs(root):
                 close_killed(tracked.store, dead.mlflow_run)

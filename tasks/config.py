@@ -199,6 +199,7 @@ class EvaluationConfig(Section):
     best_of_n: the largest n of best-of-n beside the policy's rounds; 0 for none.
     reward_bench: files, folders and "hub:OWNER/NAME" sets of comparisons by category, to measure the scorers on.
     probes: files or folders of probes (docs/evaluation.md).
+    against: registered versions or aliases to compare the policy with, besides the champion and the SFT model.
     """
 
     prompts: Count = 300
@@ -224,6 +225,7 @@ class EvaluationConfig(Section):
     judge: JudgeKind = "reward_model"
     language_model: LanguageModelConfig = LanguageModelConfig()
     people: list[str] = []
+    against: list[Annotated[str, Field(coerce_numbers_to_str=True)]] = []
     probes: list[str] = ["data/probes/shop", "data/probes/general"]
 
     @model_validator(mode="after")

@@ -62,12 +62,22 @@ class Trait:
 
 
 @dataclass
+class Other:
+    """The answer of another registered version, which the policy's is compared with besides. judge, gold: as in Judged."""
+
+    name: str
+    reply: Reply
+    judge: Outcome | None = None
+    gold: Outcome | None = None
+
+
+@dataclass
 class Judged:
     """A held-out prompt, each model's answer to it, and who won. baseline: None where the baseline is the SFT model.
 
     judge, gold: the policy against the baseline; *_over_sft: against SFT. judge: of the one who decides (evaluation.judge), None
     where that one has not judged this prompt. verdicts: of every judge. refuse: should the prompt be refused? None where nobody
-    says. traits: the slices that it belongs to, besides those of its tags.
+    says. traits: the slices that it belongs to, besides those of its tags. others: of evaluation.against.
     """
 
     prompt: list[Message]
@@ -84,6 +94,7 @@ class Judged:
     traits: list[Trait] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     verdicts_over_sft: list[Verdict] = field(default_factory=list)
+    others: list[Other] = field(default_factory=list)
 
     @property
     def rival(self) -> Reply:
@@ -130,6 +141,10 @@ def _cells(row: Judged) -> Iterator[tuple[str, object]]:
             for key, value in asdict(reply).items():
                 if key != "text":
                     yield f"{name}_{key}", value
+    for other in row.others:
+        yield other.name, other.reply.text
+        yield f"judge_over {other.name}", other.judge
+        yield f"gold_over {other.name}", other.gold
 
 
 def conversation(messages: Sequence[Message]) -> str:
@@ -142,7 +157,8 @@ def conversation(messages: Sequence[Message]) -> str:
 def _judged(row: dict[str, Any]) -> Judged:
     replies = {name: Reply(**row[name]) if row[name] else None for name in ("policy", "sft", "baseline")}
     verdicts = {name: [_verdict(verdict) for verdict in row.get(name, ())] for name in ("verdicts", "verdicts_over_sft")}
-    return Judged(**{**row, **replies, **verdicts, "traits": [Trait(**trait) for trait in row.get("traits", ())]})
+    others = [Other(**{**other, "reply": Reply(**other["reply"])}) for other in row.get("others", ())]
+    return Judged(**{**row, **replies, "others": others, **verdicts, "traits": [Trait(**trait) for trait in row.get("traits", ())]})
 
 
 def _verdict(row: dict[str, Any]) -> Verdict:

@@ -16,10 +16,19 @@ from tasks.evaluation.means import mean, means
 from tasks.evaluation.overoptimisation import Gains, Rounds, Scores, gains, over_optimisation
 from tasks.evaluation.planning import detectable_rate
 from tasks.evaluation.rates import POINTS, certain, rate_of
-from tasks.evaluation.result import Evaluation, Habits, JudgeName, JudgeReport, ProbeReport, Scorers, Selection
+from tasks.evaluation.result import Against, Evaluation, Habits, JudgeName, JudgeReport, ProbeReport, Scorers, Selection
 from tasks.evaluation.slices import slices
 from tasks.evaluation.text_measures import repetition
 from tasks.training.intervals import Bootstrap, Interval, mean_interval
+
+
+@dataclass(frozen=True)
+class Besides:
+    """A registered version that the policy is compared with besides; the rows hold its answers, by name."""
+
+    name: str
+    version: str
+    recital: Recital | None
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class Evidence:
     decided_by: JudgeName = "reward_model"
     best_of_n: list[Selection] = field(default_factory=list)
     probes: Sequence[ProbeReport] = ()
+    others: Sequence[Besides] = ()
 
 
 def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
@@ -75,6 +85,7 @@ def findings(evidence: Evidence, bootstrap: Bootstrap) -> Evaluation:
         policy=means([row.policy for row in rows], refuse, evidence.policy_recital),
         sft=means([row.sft for row in rows], refuse, evidence.sft_recital),
         baseline_means=means(by_baseline, refuse, evidence.baseline_recital) if by_baseline else None,
+        against=[against(rows, place, one, bootstrap) for place, one in enumerate(evidence.others)],
         habits=habits(rows, bootstrap),
         probes=list(evidence.probes),
         kl=evidence.kl,
@@ -100,6 +111,17 @@ def _at_equal_lengths(rows: Sequence[Judged], bootstrap: Bootstrap) -> Interval:
     points = np.array([POINTS[row.judge] for row in rows if row.judge])
     longer = np.array([row.policy.length - row.rival.length for row in rows])
     return length_controlled(points, longer, [row.group_id for row in rows], bootstrap)
+
+
+def against(rows: Sequence[Judged], place: int, one: Besides, bootstrap: Bootstrap) -> Against:
+    """place: of its answers among the others of each row."""
+    return Against(
+        name=one.name,
+        version=one.version,
+        win_rate=rate_of(rows, lambda row: row.others[place].judge, bootstrap),
+        win_rate_gold=rate_of(rows, lambda row: row.others[place].gold, bootstrap),
+        means=means([row.others[place].reply for row in rows], [row.refuse for row in rows], one.recital),
+    )
 
 
 def habits(rows: Sequence[Judged], bootstrap: Bootstrap) -> Habits:

@@ -201,14 +201,16 @@ class Comparison:
 
 def _comparisons(found: Evaluation) -> list[Comparison]:
     over_sft = Comparison("SFT model", found.win_rate_over_sft, found.win_rate_over_sft_gold, found.sft.length)
+    besides = [Comparison(one.name, one.win_rate, one.win_rate_gold, one.means.length) for one in found.against if one.win_rate]
     if found.baseline_means is None:
-        return [over_sft]
-    return [Comparison(found.baseline, found.win_rate, found.win_rate_gold, found.baseline_means.length), over_sft]
+        return [over_sft, *besides]
+    return [Comparison(found.baseline, found.win_rate, found.win_rate_gold, found.baseline_means.length), over_sft, *besides]
 
 
 def _models(found: Evaluation) -> list[tuple[str, Means]]:
     baseline = [(found.baseline, found.baseline_means)] if found.baseline_means else []
-    return [("policy", found.policy), *baseline, ("SFT model", found.sft)]
+    besides = [(one.name, one.means) for one in found.against]
+    return [("policy", found.policy), *baseline, ("SFT model", found.sft), *besides]
 
 
 def _data_uri(path: Path) -> str:

@@ -180,6 +180,16 @@ class Means(Finding):
     bits_per_byte: float | None = None
 
 
+class Against(Finding):
+    """The policy against a registered version of evaluation.against. win_rate: None where the judge that decides said nothing."""
+
+    name: str
+    version: str
+    win_rate: WinRate | None
+    win_rate_gold: WinRate | None
+    means: Means
+
+
 class ProbeFailure(Finding):
     """An answer of the policy that does not pass, and why."""
 
@@ -279,7 +289,7 @@ class Evaluation(Finding):
     judge_agrees_with_gold: share of the prompts that gold decides on which the judge that decides names the same winner.
     baseline_means: None where the baseline is the SFT model. confidence: of every interval.
     too_long: test prompts left out because they leave no room for an answer. habits: that give a hacked policy away.
-    probes: prompts that users wrote, in no win rate above.
+    probes: prompts that users wrote, in no win rate above. against: other registered versions, in no gate.
     length_controlled: the judge's win rate that would be left at equal lengths, over the baseline, with its interval.
     scorers: what reward model and judge are worth on comparisons, in detail. fall: None where only one round was looked at.
     best_of_n: what selection alone gains, without training; n rises from 1.
@@ -321,6 +331,7 @@ class Evaluation(Finding):
     fall: Fall | None = None
     best_of_n: list[Selection] = []
     probes: list[ProbeReport] = []
+    against: list[Against] = []
 
     @property
     def deciding(self) -> JudgeReport | None:

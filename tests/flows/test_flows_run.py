@@ -213,12 +213,12 @@ def test_a_record_that_can_not_be_written_is_told(project, line):
     assert line.ran() == []
 
 
-def test_bad_probes_are_named_before_anything_runs(project):
+@pytest.mark.parametrize(
+    ("evaluation", "said"),
+    [({"probes": ["probes.yaml"]}, r"probes\.yaml, line 4 \(prompt 1\): refuse"), ({"probes": [], "against": [9]}, "has no version 9")],
+)
+def test_what_the_evaluation_will_lack_is_named_before_anything_runs(project, evaluation, said):
     (project / "probes.yaml").write_text("name: mine\nkind: safety\nprompts:\n  - {prompt: Hello, refuse: maybe}\n")
-    config = PipelineConfig(evaluation={"probes": ["probes.yaml"]})
-    with (
-        pytest.raises(ConfigError, match=r"probes\.yaml, line 4 \(prompt 1\): refuse"),
-        pipeline_run(project, config, run=new_run_id(), what="run", stages=["sft", "evaluate"]),
-    ):
-        pass
-    assert not list((project / "runs").glob("*/run.json"))
+    config, stages = PipelineConfig(evaluation=evaluation), ["sft", "evaluate"]
+    with pytest.raises(ConfigError, match=said), pipeline_run(project, config, run=new_run_id(), what="run", stages=stages):
+        pytest.fail("the run began")

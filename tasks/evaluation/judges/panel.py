@@ -67,7 +67,7 @@ def hear(panel: Panel, rows: Sequence[Judged], bootstrap: Bootstrap) -> tuple[li
     Raises PreflineError where a judge can't be asked, or the one that decides has nothing to say.
     """
     if panel.language_model:
-        rivals = [of_policy(row, other) for row in rows for other in (row.rival, row.sft)]
+        rivals = [of_policy(row, other) for row in rows for other in (row.rival, row.sft, *(one.reply for one in row.others))]
         panel.language_model.prepare([*rivals, *(human.pair for human in panel.asked)])
     found = _with_verdicts(panel, rows)
     if panel.people and panel.decides == "people":
@@ -85,6 +85,7 @@ def _with_verdicts(panel: Panel, rows: Sequence[Judged]) -> list[Judged]:
     over_baseline = _by_prompt(panel.judges, [of_policy(row, row.rival) for row in rows])
     champion = any(row.baseline for row in rows)
     over_sft = _by_prompt(panel.judges, [of_policy(row, row.sft) for row in rows]) if champion else over_baseline
+    over_others = iter(_by_prompt(panel.judges, [of_policy(row, other.reply) for row in rows for other in row.others]))
     return [
         replace(
             row,
@@ -92,6 +93,7 @@ def _with_verdicts(panel: Panel, rows: Sequence[Judged]) -> list[Judged]:
             judge_over_sft=outcome_of(panel.decides, of_sft),
             verdicts=said,
             verdicts_over_sft=of_sft,
+            others=[replace(other, judge=outcome_of(panel.decides, next(over_others))) for other in row.others],
         )
         for row, said, of_sft in zip(rows, over_baseline, over_sft, strict=True)
     ]

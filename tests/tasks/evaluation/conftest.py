@@ -6,9 +6,10 @@ import pytest
 from tasks.data.records import user
 from tasks.evaluation.agreement import Agreement, HumanPairs, agreement
 from tasks.evaluation.answers import Judged, Reply
-from tasks.evaluation.evaluate import verdict, verdict_of_gold
 from tasks.evaluation.findings import Evidence
+from tasks.evaluation.judges.judge import verdict
 from tasks.evaluation.overoptimisation import Round, Rounds, Scores
+from tasks.evaluation.rows import verdict_of_gold
 from tasks.training.intervals import Bootstrap
 
 BOOTSTRAP = Bootstrap(resamples=400)

@@ -9,7 +9,7 @@ from tasks.data.records import Comparison, assistant, user
 from tasks.errors import PreflineError
 from tasks.evaluation.agreement import agreement, enough_of, human_pairs
 from tasks.evaluation.answers import Texts
-from tasks.evaluation.evaluate import metrics_of
+from tasks.evaluation.figures import metrics_of
 from tasks.evaluation.findings import agreement_with_gold, findings, gains_over_sft
 from tasks.evaluation.overoptimisation import Gains, Rounds, gains, gains_of_round, is_hacked, over_optimisation
 from tasks.evaluation.result import Evaluation, WinRate

@@ -12,7 +12,7 @@ from tasks.data.records import Comparison, assistant, user, write_jsonl
 from tasks.data.shop import Shop
 from tasks.data.snapshot import Snapshot, dataset
 from tasks.errors import PreflineError
-from tasks.evaluation.answers import Speaker, Texts, Vocabulary, read_answers
+from tasks.evaluation.answers import Speaker, Texts, Vocabulary, answers_table, read_answers
 from tasks.evaluation.best_of_n import ANSWERS, NS, best_of_n, read_curve
 from tasks.evaluation.evaluate import evaluate
 from tasks.evaluation.result import Evaluation
@@ -186,6 +186,26 @@ def test_champion_with_another_vocabulary(line, tmp_path, make_llama):
     assert (found.baseline, found.baseline_version) == ("champion, version 2", "2")
     assert found.baseline_means.length == pytest.approx(np.mean([row.baseline.length for row in rows]))
     assert all(row.rival is row.baseline for row in rows)
+
+
+def test_other_versions_are_compared_with_besides(line, tmp_path, make_llama, tokenizer):
+    inputs = line()
+    folder = inputs["baseline"].path
+    besides = {"against": [{"name": "version 7", "version": "7"}]}
+    (folder / "baseline.json").write_text(json.dumps({"name": "SFT model", "version": None, "model_digest": None, **besides}))
+    save(make_llama(len(tokenizer), 9), tokenizer, folder / "against" / "7")
+    watcher = Watcher()
+    result = run(inputs, tmp_path, CONFIG, watcher)
+    assert watcher.progress[-1][0] == watcher.progress[-1][1]
+    found, rows = Evaluation.load(result.path), read_answers(result.path)
+    [other] = found.against
+    assert (other.name, other.version, other.win_rate_gold) == ("version 7", "7", None)
+    assert {row.others[0].name for row in rows} == {"version 7"}
+    assert other.win_rate.wins == sum(row.others[0].judge == "win" for row in rows)
+    assert all((row.others[0].judge == "win") == (row.policy.judge > row.others[0].reply.judge) for row in rows)
+    assert other.means.length == pytest.approx(np.mean([row.others[0].reply.length for row in rows]))
+    assert "<td>version 7</td>" in (result.path / "report.html").read_text()
+    assert "judge_over version 7" in answers_table(rows)
 
 
 def test_no_test_prompt(line, tmp_path):

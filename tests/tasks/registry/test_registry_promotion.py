@@ -4,15 +4,17 @@ import json
 
 import pytest
 
-from tasks.errors import PreflineError
+from tasks.config import PipelineConfig
+from tasks.errors import ConfigError, PreflineError
 from tasks.registry.ask import ask
-from tasks.registry.baseline import Baseline, baseline
+from tasks.registry.baseline import Baseline, Besides, baseline
 from tasks.registry.by_hand import approve
 from tasks.registry.champion import by_alias, describe_champion
 from tasks.registry.decision import Decision
 from tasks.registry.ledger import read_ledger
 from tasks.registry.promote import promote
 from tasks.registry.register import register
+from tasks.stage import Context
 
 NAME = "prefline-policy"
 
@@ -118,6 +120,24 @@ def test_a_better_policy_takes_the_place_and_the_old_one_is_remembered(tracked, 
     again, same = finish(policy=1, evaluation=evaluation(baseline="champion, version 1", baseline_version="1"))
     assert again.decision == "already champion"
     assert same.digest == opponent.digest
+
+
+def test_other_versions_to_compare_with(tracked, finish, line, project, evaluation):
+    finish(policy=0)
+    finish(policy=1, evaluation=evaluation(baseline="champion, version 1", baseline_version="1"))
+    results = line(2)
+
+    def compared(*against):
+        config = PipelineConfig(evaluation={"against": against})
+        inputs = {"sft": results["sft"], "policy": results["policy"]}
+        return baseline.run(config, inputs, Context(project, project / "runs", [tracked])).path
+
+    found = compared("previous", 1, "champion")
+    assert (Baseline.load(found).version, Baseline.load(found).against) == ("2", [Besides(name="version 1", version="1")])
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in (found / "against" / "1").iterdir()}
+    for missing, said in (("9", "no version 9"), ("best", "no alias best")):
+        with pytest.raises(ConfigError, match=f"evaluation.against: {NAME} has {said}"):
+            compared(missing)
 
 
 def test_a_worse_policy_stays_challenger(tracked, finish, evaluation, interval):
