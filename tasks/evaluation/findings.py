@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tasks.config import JudgeKind
 from tasks.evaluation.agreement import Agreement
 from tasks.evaluation.answers import Judged, Reply
 from tasks.evaluation.fall import fall_from_best
@@ -16,7 +17,7 @@ from tasks.evaluation.means import mean, means
 from tasks.evaluation.overoptimisation import Gains, Rounds, Scores, gains, over_optimisation
 from tasks.evaluation.planning import detectable_rate
 from tasks.evaluation.rates import POINTS, certain, rate_of
-from tasks.evaluation.result import Against, Evaluation, Habits, JudgeName, JudgeReport, ProbeReport, Scorers, Selection
+from tasks.evaluation.result import Against, Evaluation, Habits, JudgeReport, ProbeReport, Scorers, Selection
 from tasks.evaluation.slices import slices
 from tasks.evaluation.text_measures import repetition
 from tasks.training.intervals import Bootstrap, Interval, mean_interval
@@ -55,7 +56,7 @@ class Evidence:
     baseline_recital: Recital | None = None
     scorers: Scorers = field(default_factory=Scorers)
     judges: Sequence[JudgeReport] = ()
-    decided_by: JudgeName = "reward_model"
+    decided_by: JudgeKind = "reward_model"
     best_of_n: list[Selection] = field(default_factory=list)
     probes: Sequence[ProbeReport] = ()
     others: Sequence[Besides] = ()

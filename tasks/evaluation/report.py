@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tasks.evaluation import reward_models, words
+from tasks.evaluation import judging, reward_models, words
 from tasks.evaluation.answers import Judged, Outcome, conversation
 from tasks.evaluation.plots import PLOTS
 from tasks.evaluation.result import Evaluation, Means, WinRate
@@ -163,7 +163,9 @@ def _context(found: Evaluation, answers: Sequence[Judged], run: WholeRun | None)
         "hacking": words.over_optimisation(found),
         "fall": words.fall(found),
         "habits": words.habits(found),
-        "trust": words.trust_in_judge(found),
+        "trust": judging.trust(found),
+        "judges": judging.table(found),
+        "decides": words.DECIDES[found.decided_by],
         "reward_model": reward_models.trust_in_reward_model(found.scorers),
         "reward_tables": reward_models.tables(found.scorers, found.confidence),
         "comparisons": _comparisons(found),

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tasks.config import JudgeKind
 from tasks.errors import PreflineError
 from tasks.training.calibration import Bin
 from tasks.training.scorecard import HeldOut
@@ -325,7 +326,7 @@ class Evaluation(Finding):
     too_long: int = 0
     habits: Habits | None = None
     scorers: Scorers = Scorers()
-    decided_by: JudgeName = "reward_model"
+    decided_by: JudgeKind = "reward_model"
     judges: list[JudgeReport] = []
     unjudged: int = 0
     fall: Fall | None = None

@@ -5,12 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tasks.config import JudgeKind
 from tasks.evaluation.answers import Verdict
 from tasks.evaluation.result import Evaluation, OverOptimisation, WinRate
 from tasks.training.intervals import Interval
 
 Mood = Literal["good", "bad", "open"]
 """How a finding is marked, beside its words."""
+
+DECIDES: dict[JudgeKind, str] = {
+    "reward_model": "The independent judge decides, a reward model trained on other comparisons than the policy's own.",
+    "language_model": "A language model decides, asked in both orders: what it says in one only is a tie.",
+    "people": "People decide: the majority of those who judged a pair, a split vote being a tie.",
+}
+"""Whose word the win rates are."""
+_PREFER: dict[JudgeKind, str] = {
+    "reward_model": "The independent judge prefers",
+    "language_model": "The language model that judges prefers",
+    "people": "People prefer",
+}
 
 _NBSP = "\u00a0"
 
@@ -77,7 +90,7 @@ def headline(found: Evaluation) -> Sentence:
     """Is the policy better than the baseline, by the judge?"""
     won = found.win_rate
     body = (
-        f"The independent judge prefers the policy's answer on {percent(won.rate)} of {found.prompts} held-out prompts "
+        f"{_PREFER[found.decided_by]} the policy's answer on {percent(won.rate)} of {found.prompts} held-out prompts "
         f"({whole_percent(found.confidence)} interval {won.low * 100:.1f} to {won.high * 100:.1f}; {won.wins} wins, {won.losses} losses, "
         f"{won.ties} ties counted half; sign test {p_value(won.sign_test)})."
     )

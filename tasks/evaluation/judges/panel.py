@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tasks.config import EvaluationConfig
+from tasks.config import EvaluationConfig, JudgeKind
 from tasks.evaluation.answers import Judged, Verdict
 from tasks.evaluation.judges.judge import ByScore, Judge
 from tasks.evaluation.judges.language_model import ByLanguageModel
@@ -16,7 +16,7 @@ from tasks.evaluation.judges.quality import ask_about, outcome_of, report
 from tasks.evaluation.judges.replies import FILE, Replies
 from tasks.evaluation.judges.speakers import language_model
 from tasks.evaluation.judges.template import Template
-from tasks.evaluation.result import JudgeName, JudgeReport
+from tasks.evaluation.result import JudgeReport
 from tasks.training.intervals import Bootstrap
 
 
@@ -27,7 +27,7 @@ class Panel:
     human: comparisons of people to measure judges on, and asked: those of them that a language model is asked about.
     """
 
-    decides: JudgeName
+    decides: JudgeKind
     reward_model: ByScore
     gold: ByScore | None
     language_model: ByLanguageModel | None

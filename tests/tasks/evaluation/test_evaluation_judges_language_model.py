@@ -1,19 +1,15 @@
 """A language model as judge, on a real server of this file: orders, replies that are kept, failures, budgets, and the key."""
 
-import json
 import multiprocessing
-import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from tasks.config import BudgetConfig, LanguageModelConfig
 from tasks.data.records import user
 from tasks.errors import EnvironmentRefused, PreflineError
-from tasks.evaluation.judges import speakers
 from tasks.evaluation.judges.language_model import ByLanguageModel
 from tasks.evaluation.judges.pairs import Pair, Side
 from tasks.evaluation.judges.replies import Replies, key_of
@@ -24,48 +20,9 @@ TEMPLATE = Template("{prompt}|{first}|{second}")
 SECRET = "sk-very-secret"
 
 
-def longer(first, second):
-    """A judge without bias: who says more wins."""
-    return "Verdict: TIE" if len(first) == len(second) else f"Both are fine.\nVerdict: {'A' if len(first) > len(second) else 'B'}\n"
-
-
-class Completions(BaseHTTPRequestHandler):
-    """server.judge(first, second) -> a reply. server.says: replies, (status, text, headers), that come before any other."""
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.seen.append((self.path, body, self.headers, time.monotonic()))
-            scripted = self.server.says.pop(0) if self.server.says else None
-        time.sleep(self.server.delay)
-        _, first, second = body["messages"][0]["content"].split("|")
-        said = {"choices": [{"message": {"role": "assistant", "content": self.server.judge(first, second)}}]}
-        if self.server.counts:
-            said["usage"] = {"total_tokens": 10}
-        status, text, headers = scripted or (200, json.dumps(said), {})
-        try:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(text.encode())
-        except OSError:  # the other side has gone
-            pass
-
-    def log_message(self, *_): ...
-
-
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(speakers, "WAITS", (0.0, 0.01))
-    monkeypatch.delenv(KEY, raising=False)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Completions) as serving:
-        serving.judge, serving.seen, serving.says, serving.lock = longer, [], [], threading.Lock()
-        serving.delay, serving.counts = 0.0, True
-        serving.url = f"http://127.0.0.1:{serving.server_port}/v1"
-        threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield serving
-        serving.shutdown()
+def server(chat_server):
+    return chat_server
 
 
 @pytest.fixture
@@ -328,14 +285,9 @@ def test_the_key_is_sent_and_never_told(judge, server, monkeypatch, tmp_path):
     assert SECRET not in key_of("wise", 77, "text")
 
 
-def test_the_key_follows_no_redirect(judge, server, monkeypatch):
+def test_the_key_follows_no_redirect(judge, server, other_chat_server, monkeypatch):
     monkeypatch.setenv(KEY, SECRET)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Completions) as elsewhere:
-        elsewhere.judge, elsewhere.seen, elsewhere.says, elsewhere.lock = longer, [], [], threading.Lock()
-        elsewhere.delay, elsewhere.counts = 0.0, True
-        threading.Thread(target=elsewhere.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        server.says = [(307, "", {"Location": f"http://127.0.0.1:{elsewhere.server_port}/v1/chat/completions"})] * 8
-        with pytest.raises(PreflineError, match="elsewhere"):
-            judge().verdicts(PAIRS)
-        elsewhere.shutdown()
-    assert elsewhere.seen == []
+    server.says = [(307, "", {"Location": f"{other_chat_server.url}/chat/completions"})] * 8
+    with pytest.raises(PreflineError, match="elsewhere"):
+        judge().verdicts(PAIRS)
+    assert other_chat_server.seen == []

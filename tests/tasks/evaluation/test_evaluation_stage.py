@@ -7,24 +7,22 @@ import numpy as np
 import pytest
 
 from tasks.config import EvaluationConfig, PipelineConfig
-from tasks.data.dvc_store import folder_md5
-from tasks.data.records import Comparison, assistant, user, write_jsonl
+from tasks.data.records import user, write_jsonl
 from tasks.data.shop import Shop
-from tasks.data.snapshot import Snapshot, dataset
+from tasks.data.snapshot import dataset
 from tasks.errors import PreflineError
 from tasks.evaluation.answers import Speaker, Texts, Vocabulary, answers_table, read_answers
 from tasks.evaluation.best_of_n import ANSWERS, NS, best_of_n, read_curve
 from tasks.evaluation.evaluate import evaluate
 from tasks.evaluation.result import Evaluation
 from tasks.evaluation.selection import best_of_n as select
-from tasks.stage import Context, StageResult
+from tasks.stage import Context
 from tasks.training.base import train_tokenizer
 from tasks.training.logprobs import tree_logprobs
 from tasks.training.models import RewardModel, save
 from tasks.training.sampling import Sampling
 from tasks.training.trees import Tree, trees_of
 
-QUESTIONS = [f"How warm is the {item}?" for item in ("lamp", "kettle", "chair", "desk", "clock", "mirror", "rug", "shelf", "vase", "fan")]
 SHOP = Path(__file__).parents[3] / "data" / "shop.yaml"
 CONFIG = PipelineConfig(max_tokens=100, max_new_tokens=8, evaluation=EvaluationConfig(prompts=12, resamples=200, probes=[]))
 
@@ -38,72 +36,6 @@ class Watcher:
     def failed(self, *_): ...
     def progressed(self, stage, done, total, metrics):
         self.progress.append((done, total))
-
-
-@pytest.fixture
-def line(tmp_path, make_llama, tokenizer):
-    """line(...) -> what the stages before evaluate left behind, by name."""
-
-    def result(name):
-        path = tmp_path / "runs" / name
-        path.mkdir(parents=True)
-        return StageResult(stage=name, key=name, path=path, digest=name, metrics={}, seconds=0.0)
-
-    def make(test_prompts=10, champion=None, policy_seed=1, ties=False, questions=QUESTIONS, shop=None):
-        found = {name: result(name) for name in ("data", "sft", "reward_model", "judge", "policy", "baseline")}
-        for name, seed in (("sft", 0), ("policy", policy_seed)):
-            save(make_llama(len(tokenizer), seed), tokenizer, found[name].path / "model")
-        for name, seed in (("reward_model", 2), ("judge", 3)):
-            RewardModel.from_policy(found["sft"].path / "model", seed).save(tokenizer, found[name].path / "model")
-        rounds = [a_round(number) for number in (0, 5)]
-        (found["policy"].path / "rounds.json").write_text(json.dumps({"chosen_round": 5, "validation_prompts": 9, "rounds": rounds}))
-        name, version = ("champion, version 2", "2") if champion else ("SFT model", None)
-        (found["baseline"].path / "baseline.json").write_text(json.dumps({"name": name, "version": version, "model_digest": None}))
-        if champion:
-            save(champion[0], champion[1], found["baseline"].path / "model")
-        write_data(tmp_path, found["data"], questions, test_prompts, ties, shop)
-        return found
-
-    return make
-
-
-def a_round(number):
-    own, judge = np.random.default_rng(number).normal(size=(2, 9)).tolist()
-    return {"round": number, "kl": float(number), "length": 8.0, "stopped": 1.0, "own": own, "judge": judge, "gold": None}
-
-
-def write_data(root, data, questions, test_prompts, ties, shop):
-    folder = root / "prepared"
-    folder.mkdir()
-    comparisons = [
-        Comparison(
-            id=f"{place} {turn}",
-            prompt=[user(question)],
-            chosen=[assistant("It is warm.")],
-            rejected=[assistant("Sorry." if turn else "I can't help with that.")],
-            source="shop",
-            source_id="1",
-            group_id=question,
-            tie=ties,
-            split="test" if place < test_prompts else "validation",
-            tags=["warmth"],
-        )
-        for place, question in enumerate(questions)
-        for turn in range(2)
-    ]
-    write_jsonl(folder / "comparisons.jsonl", comparisons)
-    write_jsonl(folder / "demonstrations.jsonl", [])
-    if shop:
-        shop.save(folder / "gold.json")
-    seen = Snapshot(
-        folder=Path("prepared"),
-        md5=folder_md5(folder),
-        comparisons=len(comparisons),
-        demonstrations=0,
-        rejects=0,
-        splits={"test": 2 * test_prompts},
-    )
-    (data.path / "snapshot.json").write_text(seen.model_dump_json())
 
 
 def run(line, root, config=CONFIG, *observers):
