@@ -96,8 +96,8 @@ def at_most(pairs: Sequence[HumanPair], count: int, seed: int) -> list[HumanPair
     by_group: dict[str, list[HumanPair]] = {}
     for pair in pairs:
         by_group.setdefault(pair.group, []).append(pair)
-    rng = np.random.default_rng(seed)
-    groups = [list(by_group.values())[place] for place in rng.permutation(len(by_group))]
+    all_groups = list(by_group.values())
+    groups = [all_groups[place] for place in np.random.default_rng(seed).permutation(len(all_groups))]
     drawn: list[HumanPair] = []
     for turn in range(max(map(len, groups), default=0)):
         drawn += [group[turn] for group in groups if turn < len(group)]
