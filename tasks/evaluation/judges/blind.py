@@ -10,14 +10,14 @@ from tasks.evaluation.answers import Judged
 
 
 def questions(rows: Iterable[Judged], seed: int) -> list[Question]:
-    """The policy's answers against the baseline's and, where that is a champion, against the SFT model's too.
+    """The policy's answers against the baseline's, the SFT model's and those of evaluation.against.
 
     Each pair once; equal answers are nobody's question. Sides and order are by hashes of the texts and the seed, so that
     neither tells anything.
     """
     found: dict[str, Question] = {}
     for row in rows:
-        for other in (row.rival, row.sft):
+        for other in (row.rival, row.sft, *(version.reply for version in row.others)):
             one, two = sorted((row.policy.text, other.text))
             if one != two:
                 drawn = digest(seed, row.prompt, one, two)
