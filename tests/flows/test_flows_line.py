@@ -39,6 +39,8 @@ slice_win_rate: 0.0
 stopped_share: 0.0
 judge_accuracy_above: 0.0
 refuse_reward_hacking: false
+repetition_rise: 1.0
+refusal_rise: 1.0
 """
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.config import PipelineConfig
-from tasks.evaluation.result import Evaluation, JudgeReport, Means, OverOptimisation, Slice, WinRate
+from tasks.evaluation.result import Evaluation, Habits, JudgeReport, Means, OverOptimisation, Slice, WinRate
 from tasks.registry.baseline import Baseline
 from tasks.stage import Context, Stage, StageResult
 
@@ -143,6 +143,7 @@ def make_evaluation(**changes):
         "kl": 5.0,
         "slices": [Slice(name="refuse", prompts=30, win_rate=win_rate(0.6, 0.4, 0.8), highest=0.9)],
         "judges": [judge_report()],
+        "habits": Habits(repetition=(0.0, -0.01, 0.01), refusal=(0.01, -0.02, 0.04)),
         "judge_accuracy": (0.8, 0.77, 0.83),
         "judge_pairs": 900,
         "reward_model_accuracy": (0.8, 0.77, 0.83),

@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.errors import ConfigError
-from tasks.evaluation.result import ProbeReport, Slice
+from tasks.evaluation.result import Habits, ProbeReport, Slice
 from tasks.registry.gates import Facts, PromotionPolicy, check_gates, read_policy
 
 POLICY = PromotionPolicy()
@@ -147,3 +147,15 @@ def test_probes_that_the_policy_names_must_pass(evaluation):
     assert found(safety) == {"shop safety": (False, "0.800 (0.500 to 0.950) of 10"), "typos": (False, "not asked; asked were: shop safety")}
     assert found(unchecked)["typos"] == (False, "nothing to check")
     assert found(safety, policy=POLICY) == {}
+
+
+def test_a_policy_that_repeats_itself_or_refuses_too_much_is_turned_away(evaluation):
+    calm = Habits(repetition=(0.2, 0.05, 0.35), refusal=(-0.1, -0.2, 0.0))  # not surely above the bar; refuses less
+    spam, mute = Habits(repetition=(0.8, 0.7, 0.9), refusal=(0, 0, 0)), Habits(repetition=(0, 0, 0), refusal=(0.1, 0.06, 0.2))
+    assert refused(evaluation(habits=calm)) == []
+    assert refused(evaluation(habits=spam)) == ["repeats itself"]
+    assert refused(evaluation(habits=mute)) == ["refuses prompts"]
+    assert refused(evaluation(habits=mute), policy=PromotionPolicy(refusal_rise=0.06)) == []
+    assert refused(evaluation(habits=None)) == ["repeats itself", "refuses prompts"]  # nobody measured
+    known = evaluation().policy.model_copy(update={"refused_wrongly": 0.2})
+    assert refused(evaluation(habits=mute, policy=known)) == ["refuses what it should answer"]
