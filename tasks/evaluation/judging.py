@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from tasks.evaluation.result import Evaluation, JudgeName, JudgeReport
+from tasks.evaluation.result import Evaluation, JudgeName, JudgeReport, WinRate
 from tasks.evaluation.reward_models import Table
-from tasks.evaluation.words import Sentence, number, percent, rate, share_or_dash, share_with_interval, trust_in_judge
+from tasks.evaluation.words import Sentence, number, percent, rate, share_with_interval, trust_in_judge
 from tasks.training.intervals import Interval
 
 NAMES: dict[JudgeName, str] = {
@@ -76,42 +76,50 @@ def wrong_with(judge: JudgeReport) -> Iterator[str]:
 
 
 def table(found: Evaluation) -> Table | None:
-    """A row a judge; None where nothing is known of any."""
+    """A column a judge; None where nothing is known of any."""
     if not found.judges:
         return None
-    columns = ["judge", f"over {found.baseline}", "over SFT model", "accuracy", "kappa", "the longer wins", "the first wins"]
-    columns += ["orders disagree", "unreadable", "replies, known before", "tokens", "seconds", "what is wrong"]
+    names = [f"{_name(judge)}{', decides' if judge.judge == found.decided_by else ''}" for judge in found.judges]
+    rows = [[title, *cells] for title, figure in _FIGURES.items() if any(cells := [figure(judge) for judge in found.judges])]
+    if found.baseline_version is not None:
+        rows.insert(0, [f"win rate over {found.baseline}", *(_rate(judge.win_rate) for judge in found.judges)])
     note = (
         "Win rates on the prompts of this evaluation. Accuracy: on held-out comparisons that people decided, ties half. Kappa: Cohen's, "
-        "with people; people's own is Krippendorff's alpha. The longer wins: by the judge, and by people on the same pairs. Whose orders "
+        "with people; people's own is Krippendorff's alpha. The longer wins: of two answers of unequal length, on the same pairs. Whose orders "
         "disagree, or whose word can't be read, has tied. Gold decides nothing."
     )
-    return Table("Judges", columns, [_row(judge, judge.judge == found.decided_by) for judge in found.judges], note)
+    return Table("Judges", ["", *names], [[cell or "–" for cell in row] for row in rows], note)
 
 
-def _row(judge: JudgeReport, decides: bool) -> list[str]:
-    which = f"{NAMES[judge.judge]}{f' ({judge.about})' if judge.judge in ('language_model', 'people') else ''}"
-    longer = share_or_dash(judge.prefers_longer)
-    if judge.people_prefer_longer is not None:
-        longer += f", people {percent(judge.people_prefer_longer)}"
-    spent = judge.spent
-    asked = judge.judge == "language_model"
-    faults = [fault[0].upper() + fault[1:] for fault in wrong_with(judge)]
-    return [
-        f"{which}, decides" if decides else which,
-        rate(judge.win_rate) if judge.win_rate else "–",
-        rate(judge.win_rate_over_sft) if judge.win_rate_over_sft else "–",
-        f"{share_with_interval(judge.accuracy)} of {judge.pairs:,}" if judge.accuracy else "–",
-        _bare(judge.kappa) if judge.kappa else "–",
-        longer,
-        share_or_dash(judge.prefers_first),
-        share_or_dash(judge.orders_disagree),
-        f"{judge.unparsable} of {judge.orders}" if judge.orders else "–",
-        f"{spent.calls:,}, {spent.cached:,}" if asked else "–",
-        f"{spent.tokens:,}" if asked else "–",
-        number(spent.seconds, 1) if asked else "–",
-        ". ".join(faults) + "." if faults else "–",
-    ]
+def _rate(found: WinRate | None) -> str:
+    return rate(found) if found else ""
+
+
+_FIGURES: dict[str, Callable[[JudgeReport], str]] = {
+    "win rate over SFT model": lambda judge: _rate(judge.win_rate_over_sft),
+    "accuracy": lambda judge: share_with_interval(judge.accuracy) if judge.accuracy else "",
+    "of comparisons": lambda judge: f"{judge.pairs:,}" if judge.accuracy else "",
+    "kappa": lambda judge: _bare(judge.kappa) if judge.kappa else "",
+    "the longer wins": lambda judge: "" if judge.prefers_longer is None else percent(judge.prefers_longer),
+    "the longer wins, by people": lambda judge: "" if judge.people_prefer_longer is None else percent(judge.people_prefer_longer),
+    "the first wins": lambda judge: "" if judge.prefers_first is None else percent(judge.prefers_first),
+    "orders disagree": lambda judge: "" if judge.orders_disagree is None else percent(judge.orders_disagree),
+    "unreadable": lambda judge: f"{judge.unparsable:,} of {judge.orders:,}" if judge.orders else "",
+    "calls": lambda judge: f"{judge.spent.calls:,}" if judge.orders else "",
+    "known before": lambda judge: f"{judge.spent.cached:,}" if judge.orders else "",
+    "tokens": lambda judge: f"{judge.spent.tokens:,}" if judge.orders else "",
+    "seconds": lambda judge: number(judge.spent.seconds, 1) if judge.orders else "",
+}
+"""What is told of each judge; "" where nobody measured."""
+
+
+def faults(found: Evaluation) -> list[str]:
+    """What is wrong with each judge, a sentence for each of whom anything is."""
+    return [f"{_name(judge)}: it {'; it '.join(wrong)}." for judge in found.judges if (wrong := list(wrong_with(judge)))]
+
+
+def _name(judge: JudgeReport) -> str:
+    return f"{NAMES[judge.judge]}{f' ({judge.about})' if judge.judge in ('language_model', 'people') else ''}"
 
 
 def _bare(found: Interval) -> str:

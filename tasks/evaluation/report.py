@@ -165,6 +165,7 @@ def _context(found: Evaluation, answers: Sequence[Judged], run: WholeRun | None)
         "habits": words.habits(found),
         "trust": judging.trust(found),
         "judges": judging.table(found),
+        "judge_faults": judging.faults(found),
         "decides": words.DECIDES[found.decided_by],
         "reward_model": reward_models.trust_in_reward_model(found.scorers),
         "reward_tables": reward_models.tables(found.scorers, found.confidence),

@@ -6,7 +6,7 @@ import pytest
 
 from tasks.evaluation.answers import Verdict
 from tasks.evaluation.findings import findings
-from tasks.evaluation.judging import table, trust, wrong_with
+from tasks.evaluation.judging import faults, table, trust, wrong_with
 from tasks.evaluation.report import render_markdown, render_report
 from tasks.evaluation.result import JudgeReport, Spent, WinRate
 from tasks.evaluation.words import headline
@@ -96,13 +96,30 @@ def test_prompts_without_a_label_are_left_out_and_counted(decided, make_rows):
     assert "50 of 60 prompts" in trust(found).body
 
 
-def test_the_table_has_a_row_a_judge(decided):
+def test_the_table_has_a_column_a_judge(decided):
     found = table(decided("language_model", judge("reward_model", orders=0, prefers_first=None), judge(unparsable=64)))
-    assert [row[0] for row in found.rows] == ["independent reward model", "language model (wise at judge.example), decides"]
-    assert all(len(row) == len(found.columns) for row in found.rows)
-    assert found.rows[1][-4:] == ["600, 40", "90,000", "61.5", "Gave 64 of 640 verdicts that can't be read."]
-    assert found.rows[0][-4:] == ["–", "–", "–", "–"]
+    assert found.columns == ["", "independent reward model", "language model (wise at judge.example), decides"]
+    rows = {row[0]: row[1:] for row in found.rows}
+    assert all(len(row) == 3 for row in found.rows)
+    assert rows["accuracy"][1].replace("\u00a0", " ") == "80.0 % (74.0 to 86.0)"
+    assert rows["of comparisons"] == ["200", "200"]
+    assert [rows[name] for name in ("unreadable", "calls", "known before", "tokens", "seconds")] == [
+        ["–", "64 of 640"],
+        ["–", "600"],
+        ["–", "40"],
+        ["–", "90,000"],
+        ["–", "61.5"],
+    ]
+    assert "calls" not in [row[0] for row in table(decided("reward_model", judge("reward_model", orders=0))).rows]
     assert table(decided("reward_model")) is None
+
+
+def test_each_judges_faults_are_a_sentence(decided):
+    found = decided("language_model", judge("reward_model"), judge(unparsable=64, orders_disagree=0.3))
+    (said,) = faults(found)
+    assert said.startswith(
+        "language model (wise at judge.example): it gave 64 of 640 verdicts that can't be read; it says something else in 30"
+    )
 
 
 def test_page_and_markdown_show_them_and_believe_no_name(decided, make_rows, tmp_path):
@@ -113,6 +130,6 @@ def test_page_and_markdown_show_them_and_believe_no_name(decided, make_rows, tmp
     for text in (page, markdown):
         assert "A language model decides, asked in both orders" in text
         assert "<script>" not in text
-        assert "80.0 % (74.0 to 86.0) of 200" in text.replace("\u00a0", " ")
-    line = next(line for line in markdown.splitlines() if line.startswith("| language model ("))
+        assert "80.0 % (74.0 to 86.0)" in text.replace("\u00a0", " ")
+    line = next(line for line in markdown.splitlines() if "language model (" in line and line.startswith("|"))
     assert line.replace("\\|", "").count("|") == len(table(found).columns) + 1
