@@ -85,8 +85,8 @@ def table(found: Evaluation) -> Table | None:
         rows.insert(0, [f"win rate over {found.baseline}", *(_rate(judge.win_rate) for judge in found.judges)])
     note = (
         "Win rates on the prompts of this evaluation. Accuracy: on held-out comparisons that people decided, ties half. Kappa: Cohen's, "
-        "with people; people's own is Krippendorff's alpha. The longer wins: of two answers of unequal length, on the same pairs. Whose orders "
-        "disagree, or whose word can't be read, has tied. Gold decides nothing."
+        "with people; people's own is Krippendorff's alpha. The longer wins: of two answers of unequal length, on the same pairs. "
+        "Whose orders disagree, or whose word can't be read, has tied. Gold decides nothing."
     )
     return Table("Judges", ["", *names], [[cell or "–" for cell in row] for row in rows], note)
 
