@@ -13,6 +13,7 @@ import cProfile
 import json
 import platform
 import pstats
+import shutil
 import sys
 import tempfile
 import time
@@ -57,7 +58,7 @@ QUICK = (
 
 def make_data(config: PipelineConfig, root: Path) -> StageResult:
     """The larger shop, divided as the line divides it."""
-    (root / "data").mkdir()
+    shutil.copytree(ROOT / "data" / "probes", root / "data" / "probes")
     definition = yaml.safe_load((ROOT / "data" / "shop.yaml").read_text(encoding="utf-8"))
     definition["items"] += ITEMS.split()
     (root / "shop.yaml").write_text(yaml.safe_dump(definition, sort_keys=False), encoding="utf-8")
