@@ -10,55 +10,89 @@ from typing import TYPE_CHECKING
 from tasks.errors import PreflineError
 from tasks.registry import ledger
 from tasks.registry.baseline import BASELINE_VERSION
-from tasks.registry.champion import by_version, holder
+from tasks.registry.champion import WAY_BACK, by_version, holder, moved_by_hand
 from tasks.registry.decision import DECISION, REASONS
+from tasks.registry.gates import PromotionPolicy
 from tasks.registry.ledger import Action, LedgerLine
 from tasks.registry.store import REGISTRY_LOCK, Store, first_come, talking_to
-from tasks.registry.succession import change_champion, mend
+from tasks.registry.succession import enact, mend
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
+WAITING = "awaiting approval"
+LONGEST = 2000
+"""Characters of a name or a reason: they go into tags."""
 
-def approve(store: Store, name: str, version: str, who: str, why: str) -> LedgerLine:
+
+class UnusableAnswer(PreflineError):
+    """Who answered, or how, does not count: they may answer again."""
+
+
+def approve(store: Store, name: str, version: str, who: str, why: str, policy: PromotionPolicy) -> LedgerLine:
     """Make a version champion whose gates all held and that waits for a person. Raises PreflineError."""
-    return _promote(store, name, version, "approved", who, why or "all gates passed")
+    _must_be_entitled(who, policy)
+    return _promote(store, name, version, "approved", who, why or "all gates passed", policy)
 
 
-def force(store: Store, name: str, version: str, who: str, why: str) -> LedgerLine:
+def force(store: Store, name: str, version: str, who: str, why: str, policy: PromotionPolicy) -> LedgerLine:
     """Make a version champion whatever its gates said. Raises PreflineError without a reason."""
     if not why.strip():
-        raise PreflineError("Forcing a promotion needs a reason.", "Give it with --why: it stands in the ledger, in red.")
-    return _promote(store, name, version, "forced", who, why)
+        raise UnusableAnswer(
+            "Forcing a promotion needs a reason.", "Give it with --why: it stands in the ledger and on the version, in red."
+        )
+    return _promote(store, name, version, "forced", who, why, policy)
 
 
-def refuse(store: Store, name: str, version: str, who: str, why: str) -> LedgerLine:
+def refuse(store: Store, name: str, version: str, who: str, why: str, policy: PromotionPolicy) -> LedgerLine:
     """Say no to a version that waits for a person; it stays challenger. Raises PreflineError without a reason."""
+    _must_be_entitled(who, policy)
     if not why.strip():
-        raise PreflineError("Refusing a version needs a reason.", "Give it with --why: whoever trains the next one will want to know.")
+        raise UnusableAnswer(
+            "Refusing a version needs a reason.",
+            "Give it (--why on the command line): whoever trains the next one will want to know.",
+        )
+    _must_fit(why)
     with talking_to(store.uri), first_come(store.root, REGISTRY_LOCK):
-        found, current = _version(store, name, version), holder(store, name)
+        mend(store, name)
+        found = _version(store, name, version)
         _must_wait(name, found)
-        line = _line(found, "refused", who, why, current)
-        ledger.append(store, name, line)
-        store.client.set_model_version_tag(name, version, DECISION, "not promoted")
-        store.client.set_model_version_tag(name, version, REASONS, f"refused by {who}: {why}")
+        line = _line(found, "refused", who, why, holder(store, name))
+        enact(store, name, line)
         return line
 
 
-def _promote(store: Store, name: str, version: str, action: Action, who: str, why: str) -> LedgerLine:
+def standing(store: Store, name: str, version: str) -> str:
+    """What was decided about a version and what a person can do now, in words. Raises PreflineError where it is not there."""
+    with talking_to(store.uri):
+        found, current = _version(store, name, version), holder(store, name)
+    decision = found.tags.get(DECISION) or "no run came to a decision on it"
+    if current == version:
+        return f"{name} version {version} is champion."
+    if decision == WAITING:
+        return (
+            f"{name} version {version} passed every gate and waits for a person: prefline promote {version} --approve NAME, "
+            f"or --refuse NAME --why REASON."
+        )
+    return f"{name} version {version}: {decision}{_reasons(found)}. Against that, only --force --why REASON makes it champion."
+
+
+def _promote(store: Store, name: str, version: str, action: Action, who: str, why: str, policy: PromotionPolicy) -> LedgerLine:
+    _must_fit(why)
     with talking_to(store.uri), first_come(store.root, REGISTRY_LOCK):
-        found = _version(store, name, version)
         mend(store, name)
-        current = holder(store, name)
-        if current == version:
+        found = _version(store, name, version)
+        current, moved = holder(store, name), moved_by_hand(store, name)
+        if current == version and not moved:
             raise PreflineError(f"{name} version {version} is champion already.", "prefline champion shows since when.")
         if action == "approved":
             _must_wait(name, found)
             _must_have_met(name, found, current)
-        line = _line(found, action, who, why, current)
-        change_champion(store, name, line)
-        store.client.set_model_version_tag(name, version, DECISION, "promoted")
+            if moved:
+                raise PreflineError(f"{name}: {moved}.", WAY_BACK)
+        before = current if current != version else ledger.on_record(ledger.read_ledger(store, name))
+        line = _line(found, action, who, why, before).model_copy(update={"environments": policy.environments})
+        enact(store, name, line)
         return line
 
 
@@ -69,15 +103,34 @@ def _version(store: Store, name: str, version: str) -> ModelVersion:
     return found
 
 
+def _must_be_entitled(who: str, policy: PromotionPolicy) -> None:
+    if not who.strip():
+        raise UnusableAnswer("An answer needs a name.", "It stands in the ledger.")
+    if policy.approvers and who not in policy.approvers:
+        raise UnusableAnswer(
+            f"{who[:100]} is not among those who may approve or refuse: {', '.join(policy.approvers)}.",
+            "The promotion policy (mlflow/promotion.yaml) names them: approvers.",
+        )
+    _must_fit(who)
+
+
+def _must_fit(text: str) -> None:
+    if len(text) > LONGEST:
+        raise UnusableAnswer(f"That is {len(text):,} characters; the ledger takes {LONGEST:,}.", "Say it shorter, or give a link.")
+
+
 def _must_wait(name: str, found: ModelVersion) -> None:
     decision = found.tags.get(DECISION, "")
-    if decision != "awaiting approval":
+    if decision != WAITING:
         said = f"it was {decision}" if decision else "no run came to a decision on it"
-        reasons = f" ({found.tags[REASONS]})" if found.tags.get(REASONS) else ""
         raise PreflineError(
-            f"{name} version {found.version} does not wait for approval: {said}{reasons}.",
+            f"{name} version {found.version} does not wait for approval: {said}{_reasons(found)}.",
             "Against the gates, a version is promoted only by --force with --why.",
         )
+
+
+def _reasons(found: ModelVersion) -> str:
+    return f" ({found.tags[REASONS]})" if found.tags.get(REASONS) else ""
 
 
 def _must_have_met(name: str, found: ModelVersion, current: str | None) -> None:
@@ -97,11 +150,11 @@ def _named(version: str | None) -> str:
 def _line(found: ModelVersion, action: Action, who: str, why: str, current: str | None) -> LedgerLine:
     return LedgerLine(
         at=ledger.now(),
-        who=who or ledger.who(),
+        who=who.strip() or ledger.who(),
         action=action,
         version=str(found.version),
         previous=current,
-        why=why,
+        why=why.strip(),
         evidence=found.tags.get("prefline.evaluation_digest", ""),
         run=found.tags.get("prefline.pipeline_run", ""),
     )

@@ -8,8 +8,8 @@ from shutil import copytree
 from typing import TYPE_CHECKING
 
 from tasks.errors import PreflineError
-from tasks.registry.ledger import read_ledger
-from tasks.registry.store import Store, talking_to
+from tasks.registry.ledger import on_record, read_ledger
+from tasks.registry.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 PREVIOUS = "previous"
+DIGEST = "prefline.digest"
+"""Tag of a version: what its files hash to, by which it is found again."""
 
 
 def by_alias(store: Store, name: str, alias: str) -> ModelVersion | None:
@@ -34,6 +36,11 @@ def by_version(store: Store, name: str, version: str) -> ModelVersion | None:
     return _if_there(lambda: store.client.get_model_version(name, version))
 
 
+def all_versions(store: Store, name: str) -> list[ModelVersion]:
+    """Every version that was not deleted, oldest first. Their aliases are not filled in."""
+    return sorted(store.client.search_model_versions(f"name = '{name}'"), key=lambda version: int(version.version))
+
+
 def _if_there(ask: Callable[[], ModelVersion]) -> ModelVersion | None:
     from mlflow.exceptions import MlflowException
 
@@ -45,20 +52,27 @@ def _if_there(ask: Callable[[], ModelVersion]) -> ModelVersion | None:
         raise
 
 
-def describe_champion(store: Store, name: str) -> str:
-    """Who is champion, since when, by whom and why; and who waits. Raises PreflineError where there is no champion."""
-    with talking_to(store.uri):
-        champion, challenger = by_alias(store, name, CHAMPION), by_alias(store, name, CHALLENGER)
-        if not champion:
-            waiting = f"Version {challenger.version} is challenger." if challenger else "No version is registered yet."
-            raise PreflineError(f"{name} has no champion. {waiting}", "prefline run trains a policy and promotes it if every gate holds.")
-        lines = [f"{name} version {champion.version}", "", champion.description or "", ""]
-        last = next((line for line in reversed(read_ledger(store, name)) if line.version == str(champion.version)), None)
-        if last:
-            lines.append(f"{last.action} {last.at} by {last.who}: {last.why}; before it: {last.previous or 'none'}")
-        if challenger:
-            lines.append(f"challenger: version {challenger.version}")
-    return "\n".join(lines)
+def moved_by_hand(store: Store, name: str) -> str:
+    """How the alias differs from the ledger, for people; "" where it does not."""
+    return difference(on_record(read_ledger(store, name)), holder(store, name))
+
+
+def difference(recorded: str | None, current: str | None) -> str:
+    """recorded: the champion by the ledger. current: by the alias."""
+    if recorded == current:
+        return ""
+    if recorded is None:
+        return f"the alias champion was given to version {current} by hand, and the ledger knows of no champion"
+    if current is None:
+        return f"version {recorded} is champion by the ledger, but it was deleted, or its alias was"
+    return f"version {recorded} is champion by the ledger, but the alias champion was moved to version {current} by hand"
+
+
+WAY_BACK = (
+    "prefline rollback --to VERSION makes an earlier champion champion again, prefline promote VERSION --force --why REASON any other. "
+    "Until then nothing is promoted."
+)
+"""What to do about such a difference."""
 
 
 def copy_model(store: Store, version: ModelVersion, folder: Path) -> None:

@@ -18,7 +18,7 @@ DECISION, REASONS = "prefline.decision", "prefline.reasons"
 class Decision(BaseModel):
     """What became of the policy. model, version: its name and version in the registry. reasons: the gates that refused it.
 
-    previous: the version that was champion until then.
+    previous: the version that was champion until then. note: what a person said, or why nobody did.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,6 +29,7 @@ class Decision(BaseModel):
     previous: str | None
     gates: list[Gate]
     reasons: list[str]
+    note: str = ""
 
     @classmethod
     def load(cls, folder: Path) -> Decision:

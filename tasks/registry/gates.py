@@ -40,6 +40,9 @@ class PromotionPolicy(BaseModel):
     validated_data: bool = True
     approval: bool = False
     probe_pass_share: dict[str, Share] = {}
+    approval_days: Annotated[float, Field(ge=0, le=365)] = 3.0
+    approvers: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    environments: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")], ...] = ()
 
 
 class Gate(BaseModel):
@@ -55,10 +58,15 @@ class Gate(BaseModel):
 
 @dataclass(frozen=True)
 class Facts:
-    """What no evaluation can know. changes: files that differ from the git commit. validated: this very dataset was."""
+    """What no evaluation can know.
+
+    changes: files that differ from the git commit. validated: this very dataset was. known: DVC keeps it, under a name that
+    the repository has.
+    """
 
     changes: tuple[str, ...] = ()
     validated: bool = True
+    known: bool = True
 
 
 def read_policy(path: Path) -> PromotionPolicy:
@@ -209,6 +217,8 @@ def _facts(facts: Facts, policy: PromotionPolicy) -> Iterator[Gate]:
     if policy.validated_data:
         found = "validated" if facts.validated else "not validated"
         yield Gate(name="dataset", required="validated", found=found, passed=facts.validated)
+        found = "known" if facts.known else "no file of the project names it: it could not be brought back"
+        yield Gate(name="version of the dataset", required="known to DVC", found=found, passed=facts.known)
 
 
 def _share(name: str, found: float, bar: float) -> Gate:

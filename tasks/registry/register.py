@@ -18,11 +18,13 @@ from tasks.evaluation.result import Evaluation
 from tasks.registry import card, facts
 from tasks.registry.baseline import BASELINE_VERSION, POLICY_DIGEST, Baseline
 from tasks.registry.beside import MODEL_ID, write_beside, write_files
-from tasks.registry.champion import CHALLENGER, CHAMPION, by_alias
+from tasks.registry.champion import DIGEST
 from tasks.registry.flavor import ChatDefaults, Task, save_flavor
 from tasks.registry.lineage import Lineage
 from tasks.registry.software import BILL, software_bill
+from tasks.registry.states import STATE
 from tasks.registry.store import REGISTRY_LOCK, first_come, talking_to
+from tasks.registry.succession import challenge, mend, with_forced
 from tasks.registry.tracking import MLflowRun, lineage_tags
 from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
 from tasks.training.ensemble import ensemble_tag
@@ -31,7 +33,6 @@ from tasks.training.models import RewardModel, load_policy
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-DIGEST = "prefline.digest"
 METHOD = "prefline.method"
 """Tag of a policy's version: policy.method, by which it was optimised."""
 VERSION = "version.json"
@@ -131,13 +132,14 @@ def register(
     )
     versions, made = {}, 0
     with talking_to(tracked.store.uri), first_come(run.root, REGISTRY_LOCK):
+        mend(tracked.store, config.names.policy)
         for done, entry in enumerate(entries):
             run.report(done, len(entries))
             version, new = _ensure(tracked, entry, run.stage)
             versions[entry.name] = str(version.version)
             made += new
         card.update(tracked.store, config.names.policy, versions[config.names.policy])
-        _challenge(tracked, config.names.policy, versions[config.names.policy])
+        challenge(tracked.store, config.names.policy, versions[config.names.policy])
         tracked.store.client.log_artifact(tracked.child(run.stage), str(evaluate.path / "evaluation.json"))
     if not made:
         run.nothing_to_do = "registered already"
@@ -162,8 +164,9 @@ def _ensure(tracked: MLflowRun, entry: Entry, stage_name: str) -> tuple[ModelVer
     for key, value in entry.tags.items():
         if version.tags.get(key) != value:
             client.set_model_version_tag(entry.name, version.version, key, value)
-    if entry.description and version.description != entry.description:
-        client.update_model_version(entry.name, version.version, entry.description)
+    description = with_forced(entry.description, version.tags)
+    if entry.description and version.description != description:
+        client.update_model_version(entry.name, version.version, description)
     return version, False
 
 
@@ -197,7 +200,7 @@ def _make(tracked: MLflowRun, entry: Entry, stage_name: str) -> ModelVersion:
         source=logged.artifact_location,
         run_id=run_id,
         model_id=logged.model_id,
-        tags={DIGEST: entry.digest, MODEL_ID: logged.model_id, **entry.tags},
+        tags={DIGEST: entry.digest, MODEL_ID: logged.model_id, STATE: "registered", **entry.tags},
         description=entry.description or None,
     )
 
@@ -215,12 +218,6 @@ def _save(entry: Entry, folder: Path, run_id: str, logged: Any) -> None:
         logged=Model(artifact_path=logged.artifact_location, run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id),
         defaults=entry.defaults,
     )
-
-
-def _challenge(tracked: MLflowRun, name: str, version: str) -> None:
-    champion = by_alias(tracked.store, name, CHAMPION)
-    if champion is None or str(champion.version) != version:
-        tracked.store.client.set_registered_model_alias(name, CHALLENGER, version)
 
 
 # What people read -----------------------------------------------------------------------------------------------------

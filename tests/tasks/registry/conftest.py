@@ -70,13 +70,16 @@ def run_stage(project):
 
 @pytest.fixture
 def data(project, make):
-    """A snapshot of one file."""
+    """A snapshot of one file, with the file by which DVC would know it."""
     from tasks.data.dvc_store import folder_md5
     from tasks.data.snapshot import Snapshot
 
     folder = project / "data" / "prepared"
     folder.mkdir(parents=True)
     (folder / "comparisons.jsonl").write_text("{}\n")
+    pointer = project / "data" / "snapshots" / "prepared.dvc"
+    pointer.parent.mkdir()
+    pointer.write_text(f"outs:\n- md5: {folder_md5(folder)}\n")
     seen = Snapshot(folder=Path("data/prepared"), md5=folder_md5(folder), comparisons=1, demonstrations=0, rejects=0, splits={})
     return make("snapshot", lambda out: (out / "snapshot.json").write_text(seen.model_dump_json()))
 

@@ -8,12 +8,14 @@ from tasks.config import PipelineConfig
 from tasks.errors import ConfigError, PreflineError
 from tasks.registry.ask import ask
 from tasks.registry.baseline import Baseline, Besides, baseline
-from tasks.registry.by_hand import approve
-from tasks.registry.champion import by_alias, describe_champion
+from tasks.registry.by_hand import approve, force
+from tasks.registry.champion import by_alias
 from tasks.registry.decision import Decision
+from tasks.registry.gates import PromotionPolicy
 from tasks.registry.ledger import read_ledger
 from tasks.registry.promote import promote
 from tasks.registry.register import register
+from tasks.registry.told import describe_champion
 from tasks.stage import Context
 
 NAME = "prefline-policy"
@@ -23,8 +25,9 @@ NAME = "prefline-policy"
 def finish(line, tracked, run_stage):
     """finish(policy, evaluation) -> (decision, baseline): the line's last four stages for a policy of that number."""
 
-    def stages(policy=0, evaluation=None, compare_with=None):
+    def stages(policy=0, evaluation=None, compare_with=None, validate=None):
         results = line(policy, evaluation)
+        results["validate"] = validate or results["validate"]
         found = compare_with or run_stage(baseline, tracked, sft=results["sft"], policy=results["policy"])
         results["baseline"] = found
         registered = run_stage(register, tracked, **{key: results[key] for key in register.inputs})
@@ -147,7 +150,7 @@ def test_a_worse_policy_stays_challenger(tracked, finish, evaluation, interval):
     assert decision.reasons == ["win rate over SFT model: required lower bound above 0.50, found 0.400 (0.300 to 0.500)"]
     assert aliases(tracked) == {"champion": "1", "challenger": "2"}
     assert len(read_ledger(tracked.store, NAME)) == 1
-    assert "challenger: version 2" in describe_champion(tracked.store, NAME)
+    assert "Version 2 is challenger: not promoted (win rate over SFT model" in describe_champion(tracked.store, NAME)
 
 
 def test_where_a_person_has_the_last_word_the_version_waits(tracked, finish, project):
@@ -157,7 +160,7 @@ def test_where_a_person_has_the_last_word_the_version_waits(tracked, finish, pro
     assert decision.decision == "awaiting approval"
     assert aliases(tracked) == {"challenger": "1"}
     assert read_ledger(tracked.store, NAME) == []
-    approve(tracked.store, NAME, "1", "ada", "read twenty answers")
+    approve(tracked.store, NAME, "1", "ada", "read twenty answers", PromotionPolicy())
     assert aliases(tracked) == {"champion": "1"}
     assert finish()[0].decision == "already champion"
 
@@ -170,14 +173,23 @@ def test_a_champion_that_changed_since_the_comparison_is_not_overthrown(tracked,
     assert aliases(tracked) == {"champion": "1", "challenger": "2"}
 
 
-def test_a_deleted_champion_leaves_a_clear_state(tracked, finish):
+def test_a_deleted_champion_is_for_a_person_to_replace(tracked, finish):
     finish(policy=0)
     tracked.store.client.delete_model_version(NAME, "1")
     assert by_alias(tracked.store, NAME, "champion") is None
     decision, opponent = finish(policy=1)
     assert Baseline.load(opponent.path).version is None
-    assert decision.decision == "promoted"
+    assert decision.decision == "not promoted"
+    (gate,) = (gate for gate in decision.gates if not gate.passed)
+    assert (gate.name, gate.required) == ("champion on record", "version 1, as the ledger says")
+    assert gate.found.startswith("none: deleted, or the alias moved by hand.")
+    with pytest.raises(
+        PreflineError, match=r"version 1 is champion by the ledger, but it was deleted.*\n  prefline rollback --to VERSION .*--force"
+    ):
+        describe_champion(tracked.store, NAME)
+    force(tracked.store, NAME, "2", "ada", "the old one is gone", PromotionPolicy())
     assert aliases(tracked) == {"champion": "2"}
+    assert finish(policy=1)[0].decision == "already champion"
 
 
 def test_a_champion_whose_files_are_gone_is_named(tracked, finish, project):
@@ -189,10 +201,22 @@ def test_a_champion_whose_files_are_gone_is_named(tracked, finish, project):
         finish(policy=1)
 
 
-def test_a_changed_tree_and_other_data_are_refused(tracked, finish, project):
+def test_what_can_not_be_traced_is_refused(tracked, finish, project, make, evaluation):
     (project / "params.yaml").write_text("seed: 7\n")
-    decision, _ = finish()
-    assert [gate.found for gate in decision.gates if not gate.passed] == ["changed: params.yaml"]
+    (project / "data" / "snapshots" / "prepared.dvc").unlink()
+    unvalidated = make(
+        "validate",
+        lambda out: (out / "validation.json").write_text("{}"),
+        salt=1,
+        data=make("snapshot", lambda out: (out / "x").touch(), salt=2),
+    )
+    decision, _ = finish(evaluation=evaluation(prompts=199), validate=unvalidated)
+    assert {gate.name: gate.found for gate in decision.gates if not gate.passed} == {
+        "held-out prompts": "199",
+        "git tree": "changed: params.yaml",
+        "dataset": "not validated",
+        "version of the dataset": "no file of the project names it: it could not be brought back",
+    }
     assert aliases(tracked) == {"challenger": "1"}
 
 
