@@ -14,6 +14,7 @@ from tasks.costs import cost_of
 
 BEGUN = time.monotonic()
 _counting: AbstractContextManager[None] | None = None
+_waited = 0.0
 
 
 @contextmanager
@@ -43,6 +44,17 @@ def own_time() -> Iterator[None]:
         _start()
 
 
+@contextmanager
+def waiting() -> Iterator[None]:
+    """The block waits for a person: its time is nobody's."""
+    global _waited
+    begun = time.monotonic()
+    try:
+        yield
+    finally:
+        _waited += time.monotonic() - begun
+
+
 def _start() -> None:
     global _counting
     _counting = cost_of("prefect")
@@ -57,5 +69,5 @@ def _stop() -> None:
 
 
 def elapsed() -> float:
-    """Seconds since this process began to be Prefline."""
-    return time.monotonic() - BEGUN
+    """Seconds since this process began to be Prefline, but for those that it waited for a person."""
+    return time.monotonic() - BEGUN - _waited

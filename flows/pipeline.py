@@ -7,6 +7,7 @@ annotations that are texts.
 import prefect.runtime
 from prefect import flow
 
+from flows.approval import ask_person
 from flows.clock import own_time
 from flows.prefect_side import as_task, show_run
 from flows.record import new_run_id
@@ -41,7 +42,7 @@ LINE = (
 
 @flow(name="rlhf", flow_run_name=new_run_id, persist_result=True, result_serializer="json", retries=0)
 def rlhf(config: PipelineConfig | None = None, again_from: str = "") -> Outcome:
-    """Snapshot, validate, SFT, reward model, policy, evaluate, register, promote.
+    """Snapshot, validate, SFT, reward model, policy, evaluate, register, promote; where the policy asks for it, a person's word.
 
     config: what params.yaml says, by default. again_from: run this stage and all later ones even where nothing changed.
     """
@@ -57,4 +58,5 @@ def rlhf(config: PipelineConfig | None = None, again_from: str = "") -> Outcome:
             perform=as_task,
             flow_run=this,
             show=show_run,
+            ask=ask_person,
         )

@@ -24,7 +24,7 @@ from tasks.errors import ConfigError, PreflineError
 from tasks.evaluation.probes import read_probes
 from tasks.evaluation.report import MARKDOWN
 from tasks.registry.baseline import besides
-from tasks.registry.decision import Decision
+from tasks.registry.decision import WAITING, Decision
 from tasks.registry.lineage import lineage
 from tasks.registry.store import talking_to
 from tasks.registry.tracking import MLflowRun, close_killed, closing
@@ -136,12 +136,13 @@ class PipelineRun:
             observers = [tracked if observer is self.tracked else Labelled(label, observer) for observer in self.context.observers]
             yield PipelineRun(config, replace(self.context, observers=observers), self.recorder, tracked, perform, dict(self.results))
 
-    def conclude(self) -> RunRecord:
-        """Write the result where people look for it."""
+    def conclude(self, decided: Decision | None = None) -> RunRecord:
+        """Write the result where people look for it. decided: what became of the decision after the stages, if anything did."""
         record = self.recorder.record
         if "promote" in self.results:
-            record.decision = Decision.load(self.results["promote"].path)
+            record.decision = decided or Decision.load(self.results["promote"].path)
         record.take_times()
+        record.save(self.context.root)
         self.tracked.describe(markdown(record))
         if record.decision:
             page = write_page(record, self.context.root)
@@ -201,8 +202,13 @@ def run_line(
     perform: Perform = directly,
     flow_run: FlowRun | None = None,
     show: Callable[[RunRecord, Path], None] | None = None,
+    ask: Callable[[PipelineRun, Decision], Decision] | None = None,
 ) -> Outcome:
-    """All stages in their order. again_from: this one and all after it run even where nothing changed."""
+    """All stages in their order.
+
+    again_from: this one and all after it run even where nothing changed. show: what came of the run. ask: wait for a person's
+    word where the decision awaits it.
+    """
     force = frozenset(later(stages, again_from)) if again_from else frozenset[str]()
     names = [stage.name for stage in stages]
     with pipeline_run(root, config, run=run, what="run", stages=names, force=force, perform=perform, flow_run=flow_run) as line:
@@ -211,6 +217,10 @@ def run_line(
         record = line.conclude()
         if show:
             show(record, root)
+        if ask and record.decision and record.decision.decision == WAITING:
+            record = line.conclude(ask(line, record.decision))
+            if show:
+                show(record, root)
     return Outcome(run=run, decision=record.decision)
 
 

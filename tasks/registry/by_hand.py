@@ -11,22 +11,28 @@ from tasks.errors import PreflineError
 from tasks.registry import ledger
 from tasks.registry.baseline import BASELINE_VERSION
 from tasks.registry.champion import WAY_BACK, by_version, holder, moved_by_hand
-from tasks.registry.decision import DECISION, REASONS
-from tasks.registry.gates import PromotionPolicy
-from tasks.registry.ledger import Action, LedgerLine
+from tasks.registry.decision import DECISION, REASONS, WAITING, Decision
+from tasks.registry.gates import Gate, PromotionPolicy
+from tasks.registry.ledger import Action, LedgerLine, read_ledger
 from tasks.registry.store import REGISTRY_LOCK, Store, first_come, talking_to
 from tasks.registry.succession import enact, mend
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-WAITING = "awaiting approval"
+WORD = "a person's word"
+"""The gate's name."""
+
 LONGEST = 2000
 """Characters of a name or a reason: they go into tags."""
 
 
 class UnusableAnswer(PreflineError):
     """Who answered, or how, does not count: they may answer again."""
+
+
+class EvidenceOutdated(PreflineError):
+    """The champion is no longer the one that the version was compared with: no answer can make it champion."""
 
 
 def approve(store: Store, name: str, version: str, who: str, why: str, policy: PromotionPolicy) -> LedgerLine:
@@ -62,6 +68,34 @@ def refuse(store: Store, name: str, version: str, who: str, why: str, policy: Pr
         return line
 
 
+def lapse(store: Store, asked: Decision, why: str) -> Decision:
+    """Say of a version that still waits that it waits in vain: the decision on it, which is no."""
+    with talking_to(store.uri), first_come(store.root, REGISTRY_LOCK):
+        store.client.set_model_version_tag(asked.model, asked.version, DECISION, "not promoted")
+        store.client.set_model_version_tag(asked.model, asked.version, REASONS, why)
+    return _refusal(asked, why)
+
+
+def word_on(store: Store, asked: Decision) -> Decision | None:
+    """What was decided since about a version that waited, by whoever it was; None while it waits."""
+    with talking_to(store.uri):
+        found = by_version(store, asked.model, asked.version)
+        if not found:
+            return _refusal(asked, "the version was deleted from the registry")
+        if found.tags.get(DECISION) == WAITING:
+            return None
+        last = next((line for line in reversed(read_ledger(store, asked.model)) if line.version == asked.version), None)
+    if found.tags.get(DECISION) != "promoted" or last is None:
+        return _refusal(asked, found.tags.get(REASONS) or "another run decided against it")
+    gates = [*asked.gates, Gate(name=WORD, required="approval", found=f"{last.action} by {last.who}: {last.why}", passed=True)]
+    return asked.model_copy(update={"decision": "promoted", "previous": last.previous, "gates": gates})
+
+
+def _refusal(asked: Decision, why: str) -> Decision:
+    gates = [*asked.gates, Gate(name=WORD, required="approval", found=why, passed=False)]
+    return asked.model_copy(update={"decision": "not promoted", "gates": gates, "reasons": [f"{WORD}: {why}"]})
+
+
 def standing(store: Store, name: str, version: str) -> str:
     """What was decided about a version and what a person can do now, in words. Raises PreflineError where it is not there."""
     with talking_to(store.uri):
@@ -90,7 +124,7 @@ def _promote(store: Store, name: str, version: str, action: Action, who: str, wh
             _must_have_met(name, found, current)
             if moved:
                 raise PreflineError(f"{name}: {moved}.", WAY_BACK)
-        before = current if current != version else ledger.on_record(ledger.read_ledger(store, name))
+        before = current if current != version else ledger.on_record(read_ledger(store, name))
         line = _line(found, action, who, why, before).model_copy(update={"environments": policy.environments})
         enact(store, name, line)
         return line
@@ -137,7 +171,7 @@ def _must_have_met(name: str, found: ModelVersion, current: str | None) -> None:
     """Compare and set: the evidence speaks of the champion that it was gathered against."""
     met = found.tags.get(BASELINE_VERSION) or None
     if met != current:
-        raise PreflineError(
+        raise EvidenceOutdated(
             f"{name} version {found.version} was compared with {_named(met)}, but the champion now is {_named(current)}.",
             "Run again: prefline run compares it with today's champion.",
         )

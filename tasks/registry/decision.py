@@ -14,11 +14,13 @@ _NAME = "decision.json"
 DECISION, REASONS = "prefline.decision", "prefline.reasons"
 """Tags of a version."""
 
+WAITING = "awaiting approval"
+
 
 class Decision(BaseModel):
     """What became of the policy. model, version: its name and version in the registry. reasons: the gates that refused it.
 
-    previous: the version that was champion until then. note: what a person said, or why nobody did.
+    previous: the version that was champion until then.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,7 +31,6 @@ class Decision(BaseModel):
     previous: str | None
     gates: list[Gate]
     reasons: list[str]
-    note: str = ""
 
     @classmethod
     def load(cls, folder: Path) -> Decision:

@@ -11,6 +11,7 @@ from tasks.data.snapshot import read_snapshot
 from tasks.data.versions import pointers, versions
 from tasks.evaluation.result import Evaluation
 from tasks.registry.baseline import Baseline
+from tasks.registry.by_hand import WORD
 from tasks.registry.champion import WAY_BACK, holder
 from tasks.registry.decision import DECISION, REASONS, Decision
 from tasks.registry.environments import deploy
@@ -151,7 +152,7 @@ def _word(lines: Sequence[LedgerLine], candidate: Candidate, current: str | None
     """A person's refusal stands as long as there is no new evidence and no other champion."""
     last = next((line for line in reversed(lines) if line.version == candidate.version), None)
     if last and last.action == "refused" and (last.evidence, last.previous) == (candidate.evidence, current):
-        yield Gate(name="a person's word", required="not refused", found=f"refused by {last.who}: {last.why}", passed=False)
+        yield Gate(name=WORD, required="not refused", found=f"refused by {last.who}: {last.why}", passed=False)
 
 
 def _named(version: str | None) -> str:
