@@ -91,7 +91,7 @@ def _pause(run: UUID, key: str, form: type[Answer], until: float, over: Callable
     """
     state: State[None] = Paused(timeout_seconds=int(until - time.time()) + GRACE, pause_key=key)
     keys = keyset_from_paused_state(state)
-    state.state_details.run_input_keyset = keys
+    state.state_details.run_input_keyset = {str(what): name for what, name in keys.items()}
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run, state)
         form.save(keys, run)

@@ -148,7 +148,8 @@ class PipelineRun:
             page = write_page(record, self.context.root)
             self.tracked.attach(page)
             self.tracked.attach(page.with_name(MARKDOWN))
-            self.tracked.attach_table("answers.json", table_of_answers(record))
+            if decided is None:  # MLflow adds to a table that is there
+                self.tracked.attach_table("answers.json", table_of_answers(record))
         return record
 
 

@@ -79,6 +79,7 @@ def connect(uri: str) -> MlflowClient:
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is told as an error anyway
     return MlflowClient(uri)
 
 
@@ -91,6 +92,11 @@ def talking_to(uri: str) -> Iterator[None]:
         except PreflineError:
             raise
         except Exception as error:
+            if _is_refusal(error):
+                raise EnvironmentRefused(
+                    f"The MLflow store {without_password(uri)} does not let this user write: {_first_line(error)}",
+                    "Ask whoever runs it for the right to, or give other credentials; then run again.",
+                ) from error
             if not _is_outage(error):
                 raise
             raise EnvironmentRefused(
@@ -103,14 +109,22 @@ def talking_to(uri: str) -> Iterator[None]:
 def first_come(root: Path, name: str) -> Iterator[None]:
     """Hold the project's lock of that name, waiting a minute for whoever holds it."""
     path = root / "mlflow" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(path, timeout=60):
-            yield
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire(timeout=60)
     except Timeout:
         raise EnvironmentRefused(
             f"{path} has been held by another process for a minute.", "Wait for the other run, or end it; then run again."
         ) from None
+    except OSError as error:
+        raise EnvironmentRefused(
+            f"{path} can't be written: {error.strerror}.", "It is the project's own lock: without it nothing is registered or promoted."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def without_password(uri: str) -> str:
@@ -160,22 +174,36 @@ def _experiment(client: MlflowClient, name: str, root: Path, uri: str) -> str:
     return found.experiment_id
 
 
-def _is_outage(error: BaseException | None) -> bool:
-    """Is this, or what caused it, a store that can't be reached, opened or written?"""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        kind: Any = type(error)
-        if isinstance(error, sqlite3.OperationalError | ConnectionError | urllib.error.URLError | TimeoutError):
+REFUSALS = ("PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED")
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Is this, or what caused it, a store that answers but takes nothing from us?"""
+    return any(getattr(cause, "error_code", "") in REFUSALS or "readonly database" in str(cause) for cause in _causes(error))
+
+
+def _is_outage(error: BaseException) -> bool:
+    """Is this, or what caused it, a store that can't be reached or opened?"""
+    for cause in _causes(error):
+        kind: Any = type(cause)
+        if isinstance(cause, sqlite3.OperationalError | ConnectionError | urllib.error.URLError | TimeoutError):
             return True
         if kind.__name__ in ("OperationalError", "DatabaseError", "MaxRetryError"):  # SQLAlchemy's, psycopg's, urllib3's
             return True
-        if getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE":
-            return True
+        if getattr(cause, "error_code", "") == "TEMPORARILY_UNAVAILABLE" or "failed with error code 5" in str(cause):
+            return True  # the second: a server that answers with an error page
         if any(base.__module__.startswith("requests.") and base.__name__ == "ConnectionError" for base in kind.__mro__):
             return True
-        error = error.__cause__ or error.__context__
     return False
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what caused it, what caused that."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _first_line(error: BaseException) -> str:
