@@ -28,6 +28,8 @@ MARKS = {
 }
 COLOURS = {"promoted": "bold green", "already champion": "bold green", "not promoted": "bold yellow", "awaiting approval": "bold yellow"}
 
+ACTION_COLOURS = {"forced": "bold red", "refused": "yellow", "rolled back": "yellow"}
+
 
 def print_summary(record: RunRecord, root: Path, console: Console) -> None:
     """Stages, gates, decision, methods where some were compared, what the tools cost, where to look."""
@@ -63,11 +65,13 @@ def _time(stage: StageRecord) -> str:
 
 def ledger_table(name: str, lines: list[LedgerLine]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=f"Champions of {name}", title_justify="left", title_style="bold")
-    for heading in ("when", "what", "version", "before it", "who", "why", "evidence"):
+    for heading in ("when (UTC)", "what", "version", "before it", "who", "why", "evidence"):
         table.add_column(heading, overflow="fold")
     for line in reversed(lines):
-        what = Text(line.action, style="bold red" if line.action == "forced" else "")
-        table.add_row(line.at, what, line.version, line.previous or "none", Text(line.who), Text(line.why), line.evidence[:8])
+        what = Text(line.action, style=ACTION_COLOURS.get(line.action, ""))
+        what.append(f", to {', '.join(line.environments)}" if line.environments else "", style="dim")
+        when = line.at[:16].replace("T", " ")
+        table.add_row(when, what, line.version, line.previous or "none", Text(line.who), Text(line.why), line.evidence[:8])
     return table
 
 

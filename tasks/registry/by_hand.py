@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tasks.errors import PreflineError
-from tasks.registry import ledger
+from tasks.registry import card, ledger
 from tasks.registry.baseline import BASELINE_VERSION
 from tasks.registry.champion import WAY_BACK, by_version, holder, moved_by_hand
 from tasks.registry.decision import DECISION, REASONS, WAITING, Decision
@@ -73,6 +73,7 @@ def lapse(store: Store, asked: Decision, why: str) -> Decision:
     with talking_to(store.uri), first_come(store.root, REGISTRY_LOCK):
         store.client.set_model_version_tag(asked.model, asked.version, DECISION, "not promoted")
         store.client.set_model_version_tag(asked.model, asked.version, REASONS, why)
+        card.update(store, asked.model, asked.version)
     return _refusal(asked, why)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tasks.data.snapshot import read_snapshot
 from tasks.data.versions import pointers, versions
 from tasks.evaluation.result import Evaluation
+from tasks.registry import card
 from tasks.registry.baseline import Baseline
 from tasks.registry.by_hand import WORD
 from tasks.registry.champion import WAY_BACK, holder
@@ -101,11 +102,13 @@ def decide(store: Store, candidate: Candidate, gates: Sequence[Gate], policy: Pr
             gates=gates,
             reasons=reasons,
         )
+        card.keep_gates(store, name, version, gates, candidate.evidence)
         if decision.decision == "promoted":
             enact(store, name, _line(candidate, decision, policy))
         else:
             store.client.set_model_version_tag(name, version, DECISION, decision.decision)
             store.client.set_model_version_tag(name, version, REASONS, "; ".join(decision.reasons)[:MOST])
+            card.update(store, name, version)
     return decision
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tasks.errors import PreflineError
-from tasks.registry import ledger
+from tasks.registry import card, ledger
 from tasks.registry.champion import CHALLENGER, CHAMPION, PREVIOUS, WAY_BACK, by_alias, by_version, holder
 from tasks.registry.decision import DECISION, REASONS
 from tasks.registry.environments import deploy
@@ -64,6 +64,8 @@ def _carry_out(store: Store, name: str, line: LedgerLine) -> None:
     else:
         _crown(store, name, line)
     settle_states(store, name)
+    for version in filter(None, (line.version, line.previous)):
+        card.update(store, name, version)
     for environment in line.environments:
         deploy(store, name, line.version, environment)
     ledger.keep_copy(store, name, line.run)

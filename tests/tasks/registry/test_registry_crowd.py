@@ -86,7 +86,7 @@ def test_eight_that_register_the_same_models_make_one_version_of_each(project, t
     import mlflow.transformers  # noqa: F401  (before the forks, not in each)
 
     results = line()
-    inputs = {key: results[key] for key in ("data", "sft", "reward_model", "policy", "baseline", "evaluate")}
+    inputs = {key: results[key] for key in register.inputs}
     for client in (tracked.store.client._tracking_client, tracked.store.client._get_registry_client()):
         client.store.engine.dispose()
 

@@ -15,6 +15,7 @@ import pytest
 from tasks.config import PipelineConfig
 from tasks.errors import PreflineError
 from tasks.registry.baseline import BASELINE_VERSION
+from tasks.registry.beside import MODEL_ID
 from tasks.registry.by_hand import approve, force, refuse
 from tasks.registry.champion import DIGEST, holder
 from tasks.registry.decision import DECISION
@@ -89,11 +90,14 @@ class Registry:
                 setattr(self.store.client, name, counted(getattr(self.store.client, name)))
 
     def state(self):
-        """All that the registry knows of every model, and the copies of the ledger, without times."""
+        """All that the registry knows of every model, and the copies of the ledger, without times and MLflow's own ids."""
         models = []
         for model in sorted(self.store.client.search_registered_models(), key=lambda model: model.name):
             versions = self.store.client.search_model_versions(f"name = '{model.name}'")
-            told = sorted((int(version.version), version.description or "", sorted(version.tags.items())) for version in versions)
+            told = sorted(
+                (int(version.version), version.description or "", sorted(tag for tag in version.tags.items() if tag[0] != MODEL_ID))
+                for version in versions
+            )
             aliases = self.store.client.get_registered_model(model.name).aliases
             models.append((model.name, sorted(aliases.items()), sorted(model.tags.items()), told))
         copies = sorted(path.read_text() for path in self.artifacts.rglob(FILE))
@@ -166,7 +170,7 @@ def test_register_killed_after_any_write_makes_one_version_of_each_model(project
     import mlflow.transformers  # noqa: F401  (before the forks, not in each)
 
     registry, results = Registry(project), line()
-    inputs = {key: results[key] for key in ("data", "sft", "reward_model", "policy", "baseline", "evaluate")}
+    inputs = {key: results[key] for key in register.inputs}
 
     def act():
         again = MLflowRun(registry.store, tracked.lineage, tracked.run_id)

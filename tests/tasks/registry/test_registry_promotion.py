@@ -1,6 +1,7 @@
 """From results to a champion: baseline, register, promote, on a real registry."""
 
 import json
+import shutil
 
 import pytest
 
@@ -193,23 +194,18 @@ def test_a_deleted_champion_is_for_a_person_to_replace(tracked, finish):
 
 
 def test_a_champion_whose_files_are_gone_is_named(tracked, finish, project):
-    import shutil
-
     finish(policy=0)
     shutil.rmtree(project / "mlflow" / "artifacts" / "models")
     with pytest.raises(PreflineError, match=r"prefline-policy version 1 can't be read"):
         finish(policy=1)
 
 
-def test_what_can_not_be_traced_is_refused(tracked, finish, project, make, evaluation):
+def test_what_can_not_be_traced_is_refused(tracked, finish, line, project, make, evaluation):
     (project / "params.yaml").write_text("seed: 7\n")
     (project / "data" / "snapshots" / "prepared.dvc").unlink()
-    unvalidated = make(
-        "validate",
-        lambda out: (out / "validation.json").write_text("{}"),
-        salt=1,
-        data=make("snapshot", lambda out: (out / "x").touch(), salt=2),
-    )
+    other, validated = make("snapshot", lambda out: (out / "other").touch(), salt=1), line()["validate"]
+    unvalidated = make("validate", lambda out: shutil.copytree(validated.path, out, dirs_exist_ok=True), salt=1, data=other)
+    unvalidated = unvalidated.model_copy(update={"metrics": validated.metrics})
     decision, _ = finish(evaluation=evaluation(prompts=199), validate=unvalidated)
     assert {gate.name: gate.found for gate in decision.gates if not gate.passed} == {
         "held-out prompts": "199",
