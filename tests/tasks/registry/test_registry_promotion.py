@@ -203,7 +203,7 @@ def test_a_champion_whose_files_are_gone_is_named(tracked, finish, project):
 def test_what_can_not_be_traced_is_refused(tracked, finish, line, project, make, evaluation):
     (project / "params.yaml").write_text("seed: 7\n")
     (project / "data" / "snapshots" / "prepared.dvc").unlink()
-    other, validated = make("snapshot", lambda out: (out / "other").touch(), salt=1), line()["validate"]
+    other, validated = make("snapshot", lambda out: (out / "other").touch(), salt=1), line(evaluation=evaluation(prompts=199))["validate"]
     unvalidated = make("validate", lambda out: shutil.copytree(validated.path, out, dirs_exist_ok=True), salt=1, data=other)
     unvalidated = unvalidated.model_copy(update={"metrics": validated.metrics})
     decision, _ = finish(evaluation=evaluation(prompts=199), validate=unvalidated)
