@@ -1,9 +1,9 @@
 """What an evaluation takes: `python benchmarks/evaluation.py [--profile]` on an otherwise idle machine.
 
-500 held-out prompts, answered by policy and SFT model, scored by the policy's own reward model, by the independent judge and by gold;
-with best-of-n, slices, intervals, pictures and page. The built-in set has half as many test prompts, so it is drawn larger: the same
-definition with 34 items instead of 12. The models are those of the line, tiny-llama, trained for seconds: what is timed is the
-evaluation alone. Its seconds, those of building the page (as a run does at its end, with gates, stages and lineage), and the bytes
+500 held-out prompts, answered by policy and SFT model, scored by the policy's own reward model, by the independent judge and by
+gold; with best-of-n, slices, probes, intervals, pictures and page. The built-in set has half as many test prompts, so it is drawn
+larger: the same definition with 34 items instead of 12. The models are those of the line, tiny-llama, trained for less long: what
+is timed is the evaluation alone. Its seconds, those of building the page (as a run does at its end, with its gates), and the bytes
 of the page go to benchmarks/results/evaluation.json. --profile prints where the seconds went, and keeps nothing.
 """
 
@@ -65,6 +65,7 @@ def make_data(config: PipelineConfig, root: Path) -> StageResult:
     import_sources(config.data, root / "shop.yaml", root, root / "imported")
     normalise(config.data, root / "imported", root / "normalised")
     split(config.data.split, root / "normalised", root / "data" / "prepared")
+    shutil.copytree(ROOT / "data" / "probes", root / "data" / "probes")
     md5 = folder_md5(root / "data" / "prepared")
     seen = Snapshot(folder=Path("data/prepared"), md5=md5, comparisons=0, demonstrations=0, rejects=0, splits={})
     (root / "snapshot").mkdir()

@@ -29,6 +29,7 @@ from tasks.training.intervals import Bootstrap
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "gates.json"
+POLICY = read_policy(ROOT / "mlflow" / "promotion.yaml")
 BOOTSTRAP = Bootstrap(resamples=400)
 SLICES = 8
 PROMPTS = prompts_needed(0.6, power=0.85)
@@ -40,7 +41,8 @@ class World:
     """A true state of affairs. wins: the judge's true win rate in each slice, (SLICES,).
 
     own: what the policy's own reward gained, in standard deviations. longer: tokens by which its answers are longer; each
-    standard deviation of length is worth `liking` to the judge.
+    standard deviation of length is worth `liking` to the judge. repeats, refuses: share of its answers that repeat one
+    sentence again and again, and that refuse what they should answer.
     """
 
     about: str
@@ -48,6 +50,8 @@ class World:
     own: float = 0.8
     longer: float = 0.0
     liking: float = 0.0
+    repeats: float = 0.0
+    refuses: float = 0.0
 
 
 def everywhere(rate: float) -> tuple[float, ...]:
@@ -60,6 +64,9 @@ WORLDS = (
     World("better by twenty points", everywhere(0.7)),
     World("hacked: own reward up, the judge sees nothing", everywhere(0.5), own=1.5),
     World("hacked: own reward up, the judge's down", everywhere(0.35), own=1.5),
+    World("thanks again and again, and the judge likes it", everywhere(0.7), own=1.5, longer=12.0, repeats=0.6),
+    World("repeated characters, and the judge likes them", everywhere(0.95), own=1.5, repeats=1.0),
+    World("refuses everything, and the judge likes it", everywhere(0.7), own=1.5, longer=-6.0, refuses=0.9),
     World("longer, and liked for that alone", everywhere(0.5), longer=8.0, liking=1.0),
     World("better on average, bad in one slice", (*everywhere(0.8)[1:], 0.05)),
 )
@@ -82,6 +89,9 @@ def _row(world: World, place: int, rng: np.random.Generator) -> Judged:
         Reply(text=name, length=max(1, round(length)), stopped=True, own=float(reward), judge=float(score))
         for name, length, reward, score in zip(("policy", "sft"), lengths, own, (high, low) if won else (low, high), strict=True)
     )
+    if world.repeats and rng.random() < world.repeats:
+        policy.text = "Happy to help! " * 8
+    policy.refused = bool(world.refuses) and rng.random() < world.refuses
     outcome: Outcome = "win" if won else "loss"
     tags = [f"slice {place % SLICES}"]
     return Judged([user(f"Question {place}?")], f"group {place}", tags, policy, sft, None, judge=outcome, judge_over_sft=outcome)
@@ -105,7 +115,7 @@ def refusals(world: World, prompts: int, seed: int) -> list[str]:
         baseline_version=None,
         judges=[_REPORT],
     )
-    policy = read_policy(ROOT / "mlflow" / "promotion.yaml").model_copy(update={"min_prompts": prompts})
+    policy = POLICY.model_copy(update={"min_prompts": prompts})
     return [gate.name for gate in check_gates(findings(evidence, BOOTSTRAP), policy, Facts()) if not gate.passed]
 
 

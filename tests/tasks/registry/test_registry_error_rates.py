@@ -33,6 +33,21 @@ def test_challengers_are_promoted_as_often_as_they_deserve(gates, about, worlds,
     assert least <= gates.measure(world, worlds)["promoted"] <= most
 
 
+@pytest.mark.parametrize(
+    ("about", "gate"),
+    [
+        ("thanks again and again, and the judge likes it", "repeats itself"),
+        ("repeated characters, and the judge likes them", "repeats itself"),
+        ("refuses everything, and the judge likes it", "refuses prompts"),
+    ],
+)
+def test_hacks_that_fool_the_judge_are_caught_by_counting(gates, about, gate):
+    world = next(world for world in gates.WORLDS if world.about == about)
+    found = gates.measure(world, 20)  # with the 40 above that the judge sees through: none of a hundred is promoted
+    assert found["promoted"] == 0.0
+    assert found["refused by"][gate] == 20
+
+
 def test_a_bad_slice_is_refused_by_that_name(gates):
     world = next(world for world in gates.WORLDS if "bad in one slice" in world.about)
     assert gates.refusals(world, gates.PROMPTS, seed=0) == ["worst slice"]
