@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from tasks.data.texts import markdown_text
 from tasks.evaluation.result import EVALUATION, Evaluation, Slice, WinRate, schema
-from tasks.registry.beside import read_beside, write_beside
+from tasks.registry.beside import CARD, read_beside, write_beside
 from tasks.registry.champion import by_version
 from tasks.registry.decision import DECISION, REASONS
 from tasks.registry.facts import Document, Facts
@@ -29,7 +29,7 @@ from tasks.registry.store import Store
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-CARD, FACTS, GATES, SCHEMA = "card.md", "card.json", "gates.json", "evaluation.schema.json"
+FACTS, GATES, SCHEMA = "card.json", "gates.json", "evaluation.schema.json"
 
 Found = TypeVar("Found", bound=BaseModel)
 

@@ -86,6 +86,8 @@ def decide(store: Store, candidate: Candidate, gates: Sequence[Gate], policy: Pr
         if current == version == on_record(lines):
             for environment in policy.environments:  # one may be new
                 deploy(store, name, version, environment)
+            card.keep_gates(store, name, version, gates, candidate.evidence)
+            card.update(store, name, version)
             return Decision(decision="already champion", model=name, version=version, previous=None, gates=[*gates], reasons=[])
         gates = [
             *gates,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tasks.errors import PreflineError
+from tasks.registry.beside import CARD, MODEL_ID, place_beside
 from tasks.registry.champion import CHALLENGER, CHAMPION, PREVIOUS, WAY_BACK, by_alias, difference
 from tasks.registry.decision import DECISION, REASONS
 from tasks.registry.ledger import LedgerLine, on_record, read_ledger
@@ -22,6 +23,7 @@ def describe_champion(store: Store, name: str) -> str:
     with talking_to(store.uri), first_come(store.root, REGISTRY_LOCK):
         mend(store, name)
         lines, champion, others = read_ledger(store, name), by_alias(store, name, CHAMPION), _others(store, name)
+        card = place_beside(store, champion, CARD) if champion and MODEL_ID in champion.tags else ""
     moved = difference(on_record(lines), str(champion.version) if champion else None)
     if not champion and moved:
         raise PreflineError(f"{name} has no champion: {moved}.", WAY_BACK)
@@ -33,6 +35,7 @@ def describe_champion(store: Store, name: str) -> str:
     shown = [f"{name} version {champion.version}"]
     shown += [f"  {_reign(line)}" for line in lines if line.version == str(champion.version) and line.action != "refused"][-1:]
     shown += [f"  Careful: {moved}.", f"  {WAY_BACK}"] if moved else []
+    shown += [f"  Its card: {card}"] if card else []
     shown += ["", champion.description] if champion.description else []
     return "\n".join([*shown, "", others]).rstrip()
 

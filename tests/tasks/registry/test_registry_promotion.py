@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from tasks.config import PipelineConfig
 from tasks.errors import ConfigError, PreflineError
 from tasks.registry.ask import ask
 from tasks.registry.baseline import Baseline, Besides, baseline
+from tasks.registry.beside import read_beside
 from tasks.registry.by_hand import approve, force
 from tasks.registry.champion import by_alias
 from tasks.registry.decision import Decision
@@ -44,6 +46,10 @@ def aliases(tracked):
     return {alias: str(version.version) for alias, version in found.items() if version}
 
 
+def card_of(tracked, version):
+    return read_beside(tracked.store, tracked.store.client.get_model_version(NAME, version), "card.md")
+
+
 def versions(tracked, name=NAME):
     return sorted(int(version.version) for version in tracked.store.client.search_model_versions(f"name = '{name}'"))
 
@@ -63,7 +69,14 @@ def test_the_first_policy_becomes_champion_and_answers(tracked, finish, data):
     assert (entry.action, entry.version, entry.previous, entry.run) == ("promoted", "1", None, tracked.run_id)
     reply = ask(tracked.store, NAME, "How warm is the red lamp?", max_new_tokens=4)
     assert reply.version == "1"
-    assert "version 1" in describe_champion(tracked.store, NAME)
+    shown = describe_champion(tracked.store, NAME)
+    assert "version 1" in shown
+    card = Path(shown.partition("Its card: ")[2].splitlines()[0]).read_text()
+    assert "**Decision: promoted**." in card
+    assert "| dataset | validated | validated | yes |" in card
+    assert f": promoted by {entry.who}: {entry.why}" in card
+    finish()
+    assert card_of(tracked, "1").count("yes |") == card.count("yes |") - 2  # without the gates about the champion before
 
 
 def test_all_three_models_load_by_name_as_mlflow_models(tracked, finish, monkeypatch):
@@ -115,6 +128,7 @@ def test_an_identical_run_meets_the_same_opponent_and_changes_nothing(tracked, f
 def test_a_better_policy_takes_the_place_and_the_old_one_is_remembered(tracked, finish, evaluation):
     finish(policy=0)
     decision, opponent = finish(policy=1, evaluation=evaluation(baseline="champion, version 1", baseline_version="1"))
+    assert "version 2 took over (promoted)" in card_of(tracked, "1")
     assert Baseline.load(opponent.path).version == "1"
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in (opponent.path / "model").iterdir()}
     assert decision.decision == "promoted"
@@ -152,6 +166,10 @@ def test_a_worse_policy_stays_challenger(tracked, finish, evaluation, interval):
     assert aliases(tracked) == {"champion": "1", "challenger": "2"}
     assert len(read_ledger(tracked.store, NAME)) == 1
     assert "Version 2 is challenger: not promoted (win rate over SFT model" in describe_champion(tracked.store, NAME)
+    assert "**Decision: not promoted**: win rate over SFT model: required lower bound above 0.50" in card_of(tracked, "2")
+    force(tracked.store, NAME, "2", "ada", "the shop needs it", PromotionPolicy())
+    assert card_of(tracked, "2").split("\n\n")[1].startswith('> **<span style="color: #c00">FORCED</span>** by **ada** on ')
+    assert "| win rate over SFT model | lower bound above 0.50 | 0.400 (0.300 to 0.500) | **no** |" in card_of(tracked, "2")
 
 
 def test_where_a_person_has_the_last_word_the_version_waits(tracked, finish, project):
