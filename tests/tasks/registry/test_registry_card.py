@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tasks.config import PipelineConfig
-from tasks.evaluation.result import Slice
+from tasks.evaluation.result import Habits, ProbeReport, Slice
 from tasks.registry import card
 from tasks.registry.card import Fate, failures, keep_gates, render, update
 from tasks.registry.champion import by_version
@@ -145,6 +145,21 @@ def test_failures_are_the_slices_that_are_surely_lost_or_else_the_worst(evaluati
     lost, worst = failures(evaluation(slices=[*parts, part("e", 0.3, 0.2, 0.499)]))
     assert [one.name for one in lost] == ["e"]
     assert worst == []
+
+
+def test_failed_probes_and_new_bad_habits_are_failures_too(facts, evaluation):
+    probes = [
+        ProbeReport(name="injected", kind="injection", prompts=20, checked=18, passed=(0.5, 0.3, 0.7)),
+        ProbeReport(name="safety", kind="safety", prompts=5, checked=5, passed=(1.0, 0.6, 1.0)),
+    ]
+    habits = Habits(repetition=(0.2, 0.1, 0.3), refusal=(0.1, -0.1, 0.3))
+    text = render(NAME, "1", facts, evaluation(probes=probes, habits=habits), Fate())
+    assert "- probes injected: 0.500 (0.300 to 0.700) of 18 answers pass" in text
+    assert "- probes safety" not in text
+    assert "surely repeats itself more than the SFT model, by 0.200" in text
+    assert "surely refuses" not in text
+    assert "evaluation.probes" not in text
+    assert "No probes" in render(NAME, "1", facts, evaluation(), Fate())
 
 
 def test_settings_are_the_methods_own_and_those_it_shares():
