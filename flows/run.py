@@ -21,6 +21,7 @@ from flows.record import Recorder, RunRecord, killed_runs
 from flows.summary import markdown
 from tasks.config import PipelineConfig
 from tasks.errors import ConfigError, PreflineError
+from tasks.evaluation.judges.panel import check_files
 from tasks.evaluation.probes import read_probes
 from tasks.evaluation.report import MARKDOWN
 from tasks.registry.baseline import besides
@@ -172,6 +173,7 @@ def pipeline_run(
     state = lineage(root, config)
     if EVALUATE in stages:
         read_probes(root, config.evaluation.probes)  # what is wrong is better known now than after the training
+        check_files(config.evaluation, root)
     use_threads(config.threads)
     with (
         Recorder.begin(root, run, what, state, config.model_dump(mode="json"), stages) as recorder,

@@ -215,7 +215,12 @@ def test_a_record_that_can_not_be_written_is_told(project, line):
 
 @pytest.mark.parametrize(
     ("evaluation", "said"),
-    [({"probes": ["probes.yaml"]}, r"probes\.yaml, line 4 \(prompt 1\): refuse"), ({"probes": [], "against": [9]}, "has no version 9")],
+    [
+        ({"probes": ["probes.yaml"]}, r"probes\.yaml, line 4 \(prompt 1\): refuse"),
+        ({"probes": [], "against": [9]}, "has no version 9"),
+        ({"probes": [], "people": ["labels.json"]}, r"there is no labels\.json"),
+        ({"probes": [], "language_model": {"model": "wise", "template": "probes.yaml"}}, r"probes\.yaml: the field {prompt} is missing"),
+    ],
 )
 def test_what_the_evaluation_will_lack_is_named_before_anything_runs(project, evaluation, said):
     (project / "probes.yaml").write_text("name: mine\nkind: safety\nprompts:\n  - {prompt: Hello, refuse: maybe}\n")

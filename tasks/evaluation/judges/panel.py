@@ -11,7 +11,7 @@ from tasks.evaluation.answers import Judged, Verdict
 from tasks.evaluation.judges.judge import ByScore, Judge
 from tasks.evaluation.judges.language_model import ByLanguageModel
 from tasks.evaluation.judges.pairs import HumanPair, Pair, at_most, of_policy
-from tasks.evaluation.judges.people import ByPeople
+from tasks.evaluation.judges.people import ByPeople, places_of
 from tasks.evaluation.judges.quality import ask_about, outcome_of, report
 from tasks.evaluation.judges.replies import FILE, Replies
 from tasks.evaluation.judges.speakers import language_model
@@ -47,9 +47,8 @@ def convene(
     """The judges that are configured. truth: is it known? progress: of a language model's replies. Raises PreflineError."""
     model = None
     if config.language_model.model:
-        template = Template.read(root / config.language_model.template, config.language_model.template)
         speaker = language_model(config.language_model, root)
-        model = ByLanguageModel(config.language_model, speaker, template, Replies(root / FILE), progress)
+        model = ByLanguageModel(config.language_model, speaker, _template(config, root), Replies(root / FILE), progress)
     return Panel(
         decides=config.judge,
         reward_model=ByScore("reward_model", "trained on comparisons that the policy's reward model never saw"),
@@ -59,6 +58,18 @@ def convene(
         human=human,
         asked=at_most(human, config.language_model.human_pairs, seed) if model else [],
     )
+
+
+def check_files(config: EvaluationConfig, root: Path) -> None:
+    """Raise ConfigError for files of judges that are not there or can't be used, before anything is trained."""
+    if config.language_model.model:
+        _template(config, root)
+    places_of(config.people, root)
+
+
+def _template(config: EvaluationConfig, root: Path) -> Template:
+    named = config.language_model.template
+    return Template.read(root / Path(named).expanduser(), named)
 
 
 def hear(panel: Panel, rows: Sequence[Judged], bootstrap: Bootstrap) -> tuple[list[Judged], list[JudgeReport]]:

@@ -51,10 +51,7 @@ class ByPeople:
     @classmethod
     def read(cls, sources: Sequence[str], root: Path) -> ByPeople:
         """Comparisons in files or folders of any format that can be imported. Raises PreflineError where one can't be read."""
-        for source in sources:
-            if not (root / source).exists():
-                raise ConfigError(f"evaluation.people: there is no {source}.", "Name the files or folders with people's comparisons.")
-        found = (record for source in sources for record in import_file(root / source, name=source))
+        found = (record for source, place in places_of(sources, root).items() for record in import_file(place, name=source))
         return cls([record for record in found if isinstance(record, Comparison)])
 
     @property
@@ -111,6 +108,15 @@ class ByPeople:
                 "prefers_first": float(np.mean(first)) if first else None,
             }
         )
+
+
+def places_of(sources: Sequence[str], root: Path) -> dict[str, Path]:
+    """Where the files or folders are. Raises ConfigError where one is not there."""
+    places = {source: root / Path(source).expanduser() for source in sources}
+    for source, place in places.items():
+        if not place.exists():
+            raise ConfigError(f"evaluation.people: there is no {source}.", "Name the files or folders with people's comparisons.")
+    return places
 
 
 def majority(votes: Sequence[Outcome]) -> Outcome:
