@@ -114,6 +114,9 @@ def run_flow(prefect_server, project, policy):
         (run.out / ANSWERS).write_text("")
         return {}
 
+    config = PipelineConfig()
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"probes": []})})
+
     def start(version):
         @stage("promote", reads=("promotion",), package="registry", cached=False)
         def promote(config, *, evaluate, run):
@@ -128,7 +131,7 @@ def run_flow(prefect_server, project, policy):
         def asking():
             this = FlowRun(flow_run.id, flow_run.ui_url or "")
             stages, name = (snapshot, evaluate, promote), flow_run.name
-            return run_line(stages, project, PipelineConfig(), run=name, perform=as_task, flow_run=this, ask=ask_person)
+            return run_line(stages, project, config, run=name, perform=as_task, flow_run=this, ask=ask_person)
 
         return read_record(project, asking().run)
 
