@@ -58,7 +58,6 @@ QUICK = (
 
 def make_data(config: PipelineConfig, root: Path) -> StageResult:
     """The larger shop, divided as the line divides it."""
-    shutil.copytree(ROOT / "data" / "probes", root / "data" / "probes")
     definition = yaml.safe_load((ROOT / "data" / "shop.yaml").read_text(encoding="utf-8"))
     definition["items"] += ITEMS.split()
     (root / "shop.yaml").write_text(yaml.safe_dump(definition, sort_keys=False), encoding="utf-8")

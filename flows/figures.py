@@ -8,6 +8,7 @@ MAIN = {
     "snapshot": ("comparisons", "demonstrations", "rejects"),
     "base": ("parameters", "vocabulary", "context"),
     "validate": ("comparisons", "demonstrations", "rules", "warnings"),
+    "plan": ("prompts", "needed", "detectable"),
     "sft": ("perplexity", "loss"),
     "reward_model": ("accuracy", "accuracy_low", "calibration_error", "loss"),
     "judge": ("accuracy", "accuracy_low", "calibration_error", "loss"),

@@ -17,6 +17,7 @@ from tasks.config import PipelineConfig
 from tasks.data.snapshot import snapshot
 from tasks.data.validate import validate
 from tasks.evaluation.evaluate import evaluate
+from tasks.evaluation.plan import plan
 from tasks.registry.baseline import baseline
 from tasks.registry.promote import promote
 from tasks.registry.register import register
@@ -28,6 +29,7 @@ LINE = (
     snapshot,  # the data, as DVC knows them
     base_model,  # what is trained, and its tokenizer
     validate,  # bad data stop here, before anything is trained on them
+    plan,  # how many held-out prompts the evaluation has, and needs
     train_sft,  # the form of an answer, from demonstrations
     train_reward_model,  # what people prefer, from comparisons
     train_judge,  # the same from other comparisons: to judge what the reward model was used for
@@ -42,7 +44,7 @@ LINE = (
 
 @flow(name="rlhf", flow_run_name=new_run_id, persist_result=True, result_serializer="json", retries=0)
 def rlhf(config: PipelineConfig | None = None, again_from: str = "") -> Outcome:
-    """Snapshot, validate, SFT, reward model, policy, evaluate, register, promote; where the policy asks for it, a person's word.
+    """Snapshot, validate, plan, SFT, reward model, policy, evaluate, register, promote; where the policy asks for it, a person's word.
 
     config: what params.yaml says, by default. again_from: run this stage and all later ones even where nothing changed.
     """

@@ -194,6 +194,8 @@ class LanguageModelConfig(Section):
 class EvaluationConfig(Section):
     """prompts: at most so many held-out prompts. resamples: of the bootstrap. refusals: phrases by which an answer refuses.
 
+    effect: a true win rate that four evaluations in five should find to be above one half.
+
     judge: whose verdicts decide; the others' are shown beside them. people: files or folders with comparisons that people made
     of the answers of this evaluation.
     best_of_n: the largest n of best-of-n beside the policy's rounds; 0 for none.
@@ -206,6 +208,7 @@ class EvaluationConfig(Section):
     temperature: Annotated[float, Field(ge=0)] = 1.0
     resamples: Count = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    effect: Annotated[float, Field(gt=0.5, le=1)] = 0.6
     refusals: Annotated[list[Phrase], Field(min_length=1)] = [
         "I can not help",
         "I can not assist",

@@ -41,6 +41,7 @@ CURVES = "training"
 
 USES_OF_DATA = {
     "validate": "validation",
+    "plan": "evaluation",
     "sft": "training",
     "reward_model": "training",
     "judge": "training",

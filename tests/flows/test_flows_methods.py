@@ -262,7 +262,7 @@ def test_methods_that_can_not_work_are_refused_before_anything_runs(compare, met
 
 def test_shared_stages_are_those_of_the_line_up_to_the_policy():
     names = [one.name for one in SHARED]
-    assert names == ["snapshot", "base", "validate", "sft", "reward_model", "judge", "best_of_n"]
+    assert names == ["snapshot", "base", "validate", "plan", "sft", "reward_model", "judge", "best_of_n"]
     assert [one.name for one in OWN] == ["policy", "baseline", "evaluate"]
     assert not any("policy" in one.reads for one in SHARED)  # or a method would have its own
 

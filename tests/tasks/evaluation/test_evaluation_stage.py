@@ -14,6 +14,8 @@ from tasks.errors import PreflineError
 from tasks.evaluation.answers import Speaker, Texts, Vocabulary, answers_table, read_answers
 from tasks.evaluation.best_of_n import ANSWERS, NS, best_of_n, read_curve
 from tasks.evaluation.evaluate import evaluate
+from tasks.evaluation.plan import plan
+from tasks.evaluation.planning import detectable_rate, prompts_needed
 from tasks.evaluation.result import Evaluation
 from tasks.evaluation.selection import best_of_n as select
 from tasks.stage import Context
@@ -58,6 +60,19 @@ def test_a_whole_evaluation(line, tmp_path):
     assert result.metrics["win_rate"] == found.win_rate.rate
     assert watcher.progress[-1][0] == watcher.progress[-1][1]
     assert run(inputs, tmp_path).skipped == "unchanged"
+
+
+def test_a_plan_says_before_training_what_the_prompts_can_show(line, tmp_path):
+    inputs = line()
+    found = plan.run(CONFIG, {"data": inputs["data"], "base": inputs["sft"]}, Context(root=tmp_path, runs=tmp_path / "runs")).metrics
+    assert found["prompts"] == 10  # those that the evaluation asks
+    assert found["needed"] == prompts_needed(0.6)
+    assert found["detectable"] == pytest.approx(detectable_rate(10))
+    evaluation = CONFIG.evaluation.model_copy(update={"effect": 0.9})
+    bolder = CONFIG.model_copy(update={"evaluation": evaluation})
+    easier = plan.run(bolder, {"data": inputs["data"], "base": inputs["sft"]}, Context(root=tmp_path, runs=tmp_path / "runs")).metrics
+    assert easier["needed"] == prompts_needed(0.9) < found["needed"]
+    assert easier["detectable"] == found["detectable"]
 
 
 PROBES = """
