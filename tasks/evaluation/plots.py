@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from tasks.evaluation.overoptimisation import Rounds, gains_of_round
 from tasks.evaluation.result import Evaluation, Selection, WinRate
-from tasks.evaluation.words import whole_percent
+from tasks.evaluation.words import JUDGES, whole_percent
 from tasks.plotting import BLUE, GREEN, GREY, ORANGE, new_figure
 from tasks.training.calibration_plot import Curve, reliability_diagram
 from tasks.training.intervals import Bootstrap, Interval
@@ -111,7 +111,7 @@ def slices(axes: Axes, found: Evaluation) -> None:
     rows = [(s.name, s.prompts, s.win_rate, s.win_rate_gold) for s in shown]
     rows.append(("all prompts", found.prompts, found.win_rate, found.win_rate_gold))
     axes.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-    _points(axes, [judge for _, _, judge, _ in rows], 0.11, JUDGE, "s", "independent judge")
+    _points(axes, [judge for _, _, judge, _ in rows], 0.11, JUDGE, "s", JUDGES[found.decided_by])
     gold = [gold for *_, gold in rows if gold]
     if len(gold) == len(rows):
         _points(axes, gold, -0.13, GOLD, "^", "gold (the known truth)")

@@ -1,7 +1,7 @@
 """The gates between a trained policy and the champion's place: pure functions of the evidence and of mlflow/promotion.yaml.
 
-They rest on the independent judge and on facts of the run. The known truth of the built-in set ("gold") is shown
-beside them and decides nothing: with real data there is none.
+They rest on the judge that decides, on the answers themselves and on facts of the run. The known truth of the built-in
+set ("gold") is shown beside them and decides nothing: with real data there is none.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.data.encoding import load_tokenizer
 from tasks.data.snapshot import dataset
 from tasks.evaluation.result import Evaluation
+from tasks.evaluation.words import JUDGES
 from tasks.registry import card, facts
 from tasks.registry.baseline import BASELINE_VERSION, POLICY_DIGEST, Baseline
 from tasks.registry.beside import MODEL_ID, write_beside, write_files
@@ -245,7 +246,7 @@ def describe_policy(evaluation: Evaluation, method: str, lineage: Lineage, datas
     win = evaluation.win_rate
     return (
         f"Win rate over {evaluation.baseline}: **{win.rate:.3f}** ({win.low:.3f} to {win.high:.3f}) on {evaluation.prompts} held-out "
-        f"prompts, by the independent judge.\n\n"
+        f"prompts, by the word of: {JUDGES[evaluation.decided_by]}.\n\n"
         f"- KL from SFT: {evaluation.kl:.2f} nats a sequence; method `{method}`, round {evaluation.chosen_round} of {evaluation.rounds}\n"
         f"- data: DVC md5 `{dataset_md5}`\n"
         f"- code: git `{lineage.commit[:12]}`{' with changes' if lineage.dirty else ''}; configuration `{lineage.config}`"
