@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tasks.evaluation.overoptimisation import Rounds, gains_of_round
-from tasks.evaluation.result import Evaluation, Selection, WinRate
-from tasks.evaluation.words import JUDGES, whole_percent
+from tasks.evaluation.result import JUDGES, Evaluation, Selection, WinRate
+from tasks.evaluation.words import whole_percent
 from tasks.plotting import BLUE, GREEN, GREY, ORANGE, new_figure
 from tasks.training.calibration_plot import Curve, reliability_diagram
 from tasks.training.intervals import Bootstrap, Interval

@@ -27,6 +27,8 @@ class Finding(BaseModel):
 
 JudgeName = Literal["reward_model", "language_model", "people", "gold"]
 """The independent reward model, a language model that is asked, people, and the known truth, which never decides."""
+JUDGES: dict[JudgeKind, str] = {"reward_model": "independent judge", "language_model": "language model", "people": "people"}
+"""Who decided, as pictures and tables name them."""
 
 
 class WinRate(Finding):

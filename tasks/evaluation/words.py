@@ -19,8 +19,6 @@ DECIDES: dict[JudgeKind, str] = {
     "people": "People decide: the majority of those who judged a pair, a split vote being a tie.",
 }
 """Whose word the win rates are."""
-JUDGES: dict[JudgeKind, str] = {"reward_model": "independent judge", "language_model": "language model", "people": "people"}
-"""Who decided, as pictures and tables name them."""
 _PREFER: dict[JudgeKind, str] = {
     "reward_model": "The independent judge prefers",
     "language_model": "The language model that judges prefers",

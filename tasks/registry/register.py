@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.data.encoding import load_tokenizer
 from tasks.data.snapshot import dataset
-from tasks.evaluation.result import Evaluation
-from tasks.evaluation.words import JUDGES
+from tasks.evaluation.result import JUDGES, Evaluation
 from tasks.registry import card, facts
 from tasks.registry.baseline import BASELINE_VERSION, POLICY_DIGEST, Baseline
 from tasks.registry.beside import MODEL_ID, write_beside, write_files
