@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from flows.figures import duration, main_figures, memory, money, number
-from flows.record import RunRecord, StageRecord, folder_of
-from tasks.data.snapshot import read_snapshot
+from flows.record import RunRecord, folder_of
+from tasks.data.snapshot import Snapshot, read_snapshot
 from tasks.errors import PreflineError
 from tasks.evaluation.answers import answers_table, read_answers
 from tasks.evaluation.report import PAGE, StageLine, WholeRun, write_report
@@ -49,18 +49,18 @@ def _kept(record: RunRecord, stage: str) -> StageResult:
 
 
 def whole_run(record: RunRecord) -> WholeRun:
+    seen = read_snapshot(_kept(record, "snapshot"))
     return WholeRun(
         decision=record.decision,
         gates=record.decision.gates if record.decision else (),
-        data=dict(_data(record)),
+        data=dict(_data(record, seen)),
         stages=_stages(record),
         spent=_spent(record),
-        lineage=dict(_lineage(record)),
+        lineage=dict(_lineage(record, seen)),
     )
 
 
-def _data(record: RunRecord) -> Iterator[tuple[str, str]]:
-    seen = read_snapshot(_kept(record, "snapshot"))
+def _data(record: RunRecord, seen: Snapshot) -> Iterator[tuple[str, str]]:
     splits = ", ".join(f"{name} {number(count)}" for name, count in seen.splits.items())
     yield "Comparisons", f"{number(seen.comparisons)} ({splits})"
     yield "Demonstrations", number(seen.demonstrations)
@@ -97,7 +97,7 @@ def _stages(record: RunRecord) -> list[StageLine]:
 
 def _spent(record: RunRecord) -> str:
     """What the result took, whenever its parts were made, and what this run took."""
-    total, now = sum(stage.seconds for stage in record.stages), sum(stage.seconds for stage in record.stages if _worked(stage))
+    total, now = sum(stage.seconds for stage in record.stages), sum(stage.seconds for stage in record.stages if stage.state == "done")
     text = f"All stages took {duration(total)} of work, {duration(now)} of it in this run; the rest was made before and is unchanged."
     if now == total:
         text = f"All stages took {duration(total)} of work."
@@ -109,15 +109,11 @@ def _spent(record: RunRecord) -> str:
     return text
 
 
-def _worked(stage: StageRecord) -> bool:
-    return stage.state == "done"
-
-
-def _lineage(record: RunRecord) -> Iterator[tuple[str, str]]:
+def _lineage(record: RunRecord, seen: Snapshot) -> Iterator[tuple[str, str]]:
     yield "Run", record.run
     yield "Git commit", record.commit + (" with changes" if record.dirty else "")
     yield "Configuration", record.config_hash
-    yield "Data (DVC)", read_snapshot(_kept(record, "snapshot")).md5
+    yield "Data (DVC)", seen.md5
     yield "Base model", str(record.config["model"])
     yield "Method", str(record.config["policy"]["method"])
     yield "Seed", str(record.config["seed"])

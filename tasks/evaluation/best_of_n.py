@@ -10,10 +10,9 @@ from pathlib import Path
 from tasks.data.snapshot import dataset
 from tasks.evaluation.answers import Vocabulary
 from tasks.evaluation.evaluate import held_out
+from tasks.evaluation.selection import onlooker_on
 from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
 from tasks.training.best_of_n import BestOfN, best_of_n_curve
-from tasks.training.onlooker import Onlooker
-from tasks.training.sampling import Sampling
 
 CURVE = "best_of_n.json"
 
@@ -30,16 +29,8 @@ def best_of_n(
     held = dataset(data, run.root)
     vocabulary = Vocabulary.load(sft.path / "model")
     prompts, _ = held_out(held.prompts("test"), vocabulary, config)
-    onlooker = Onlooker(
-        held,
-        vocabulary.tokenizer,
-        config.max_tokens - config.max_new_tokens,
-        Sampling(config.max_new_tokens, config.evaluation.temperature),
-        config.seed,
-        sft=sft.path / "model",
-        reward_model=reward_model.path / "model",
-        judge=judge.path / "model",
-        prompts=prompts,
+    onlooker = onlooker_on(
+        prompts, config, held, vocabulary, sft=sft.path / "model", reward_model=reward_model.path / "model", judge=judge.path / "model"
     )
     curve = best_of_n_curve(onlooker, ANSWERS, NS, config.seed)
     (run.out / CURVE).write_text(json.dumps([asdict(best) for best in curve]) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.data.snapshot import Dataset
+from tasks.data.snapshot import Dataset, Prompt
 from tasks.evaluation.answers import Vocabulary
 from tasks.evaluation.overoptimisation import Scores
 from tasks.evaluation.result import Selection
@@ -41,7 +41,17 @@ def best_of_n(config: Settings, held: Dataset, vocabulary: Vocabulary, *, sft: P
     if not ns or not prompts or config.evaluation.temperature == 0:
         return []
     drawn = np.random.default_rng(config.seed).permutation(len(prompts))[:PROMPTS]
-    onlooker = Onlooker(
+    onlooker = onlooker_on(
+        [prompts[place] for place in sorted(drawn)], config, held, vocabulary, sft=sft, reward_model=reward_model, judge=judge
+    )
+    return best_of_n_curve(onlooker, ns[-1], ns, config.seed)
+
+
+def onlooker_on(
+    prompts: list[Prompt], config: Settings, held: Dataset, vocabulary: Vocabulary, *, sft: Path, reward_model: Path, judge: Path
+) -> Onlooker:
+    """Reward model, judge and truth on answers to those prompts, sampled as an evaluation samples."""
+    return Onlooker(
         held,
         vocabulary.tokenizer,
         config.max_tokens - config.max_new_tokens,
@@ -50,9 +60,8 @@ def best_of_n(config: Settings, held: Dataset, vocabulary: Vocabulary, *, sft: P
         sft=sft,
         reward_model=reward_model,
         judge=judge,
-        prompts=[prompts[place] for place in sorted(drawn)],
+        prompts=prompts,
     )
-    return best_of_n_curve(onlooker, ns[-1], ns, config.seed)
 
 
 def selections(curve: list[BestOfN], start: Scores, bootstrap: Bootstrap) -> list[Selection]:

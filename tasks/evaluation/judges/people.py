@@ -9,20 +9,18 @@ from typing import Literal
 
 import numpy as np
 
-from tasks.data.agreement import FIRST, MISSING, SECOND, TIE, Estimate, agreement, labels_of_matrix
+from tasks.data.agreement import MISSING, agreement, labels_of_matrix
 from tasks.data.importers import import_file
 from tasks.data.records import Comparison, Message, digest
 from tasks.errors import ConfigError, PreflineError
 from tasks.evaluation.answers import Judged, Outcome, Verdict, conversation
 from tasks.evaluation.judges.pairs import OTHERWISE, HumanPair, Pair, of_policy
-from tasks.evaluation.judges.quality import Heard, prefers_longer, report
+from tasks.evaluation.judges.quality import LABELS, Heard, interval_of, prefers_longer, report
 from tasks.evaluation.result import JudgeReport, Spent
-from tasks.training.intervals import Bootstrap, Interval
+from tasks.training.intervals import Bootstrap
 
 _Item = tuple[str, str, str]
 """What a comparison is of: prompt and the two answers, by their codes, the smaller one of those first."""
-
-_LABELS: dict[Outcome, int] = {"win": FIRST, "loss": SECOND, "tie": TIE}
 
 
 class ByPeople:
@@ -95,15 +93,15 @@ class ByPeople:
         matrix = np.full((len(known), len(names)), MISSING, dtype=np.int64)
         for number, item in enumerate(known):
             for name, outcome in self._votes[item].items():
-                matrix[number, place[name]] = _LABELS[outcome]
+                matrix[number, place[name]] = LABELS[outcome]
         together = agreement(labels_of_matrix(matrix, names))
         first = [value for item in known for value in self._first.get(item, [])]
         heard = [Heard(HumanPair(by_item[item], "tie", ""), verdict) for item in known if (verdict := self._verdict(by_item[item]))]
         return report(self, rows, [], bootstrap).model_copy(
             update={
                 "pairs": together.items,
-                "agreement": _interval(together.raw),
-                "kappa": _interval(together.alpha),
+                "agreement": interval_of(together.raw),
+                "kappa": interval_of(together.alpha),
                 "prefers_longer": prefers_longer(heard, lambda one: one.verdict.outcome),
                 "prefers_first": float(np.mean(first)) if first else None,
             }
@@ -130,9 +128,3 @@ def _item(prompt: Sequence[Message], one: str, other: str) -> tuple[_Item, bool]
     asked = digest([[message["role"], " ".join(message["content"].split())] for message in prompt])
     codes = [digest(" ".join(text.split())) for text in (one, other)]
     return (asked, min(codes), max(codes)), codes[0] > codes[1]
-
-
-def _interval(found: Estimate) -> Interval | None:
-    if found.value is None or found.low is None or found.high is None:
-        return None
-    return found.value, found.low, found.high

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from tasks.data.agreement import FIRST, SECOND, TIE, labels_of_matrix, pair_agreements
+from tasks.data.agreement import FIRST, SECOND, TIE, Estimate, labels_of_matrix, pair_agreements
 from tasks.evaluation.answers import Judged, Outcome, Verdict
 from tasks.evaluation.judges.judge import Judge
 from tasks.evaluation.judges.pairs import HumanPair
@@ -105,8 +105,14 @@ def kappa(heard: Sequence[Heard]) -> Interval | None:
     matrix = np.array([[LABELS[one.verdict.outcome], LABELS[one.pair.said]] for one in heard])
     clusters = pd.factorize(np.array([one.pair.group for one in heard]))[0]
     (pair,) = pair_agreements(labels_of_matrix(matrix, ("judge", "people"), clusters.tolist()))
-    value, low, high = pair.kappa.value, pair.kappa.low, pair.kappa.high
-    return None if value is None or low is None or high is None else (value, low, high)
+    return interval_of(pair.kappa)
+
+
+def interval_of(found: Estimate) -> Interval | None:
+    """None where the figure has no meaning."""
+    if found.value is None or found.low is None or found.high is None:
+        return None
+    return found.value, found.low, found.high
 
 
 def prefers_longer(heard: Sequence[Heard], outcome: Callable[[Heard], Outcome]) -> float | None:

@@ -251,3 +251,21 @@ def chat_server(monkeypatch):
 def other_chat_server():
     with chatting() as serving:
         yield serving
+
+
+class Watcher:
+    """Notes how far a stage says it is."""
+
+    def __init__(self):
+        self.progress = []
+
+    def started(self, *_): ...
+    def finished(self, *_): ...
+    def failed(self, *_): ...
+    def progressed(self, stage, done, total, metrics):
+        self.progress.append((done, total))
+
+
+@pytest.fixture
+def watcher():
+    return Watcher()

@@ -54,20 +54,9 @@ def refused(found, judge):
     return {gate.name for gate in check_gates(found, PromotionPolicy(judge=judge), Facts()) if not gate.passed}
 
 
-class Watcher:
-    def __init__(self):
-        self.progress = []
-
-    def started(self, *_): ...
-    def finished(self, *_): ...
-    def failed(self, *_): ...
-    def progressed(self, stage, done, total, metrics):
-        self.progress.append((done, total))
-
-
-def test_a_language_model_decides_and_a_second_run_asks_nothing(line, config, run, chat_server, make_llama):
+def test_a_language_model_decides_and_a_second_run_asks_nothing(line, config, run, chat_server, make_llama, watcher):
     other = train_tokenizer(["A wholly other text about kettles and lamps."] * 5, 290)
-    inputs, watcher = line(champion=(make_llama(len(other), 7), other)), Watcher()
+    inputs = line(champion=(make_llama(len(other), 7), other))
     result = run(inputs, config(), observers=[watcher])
     found, judges = by_name(result)
     rows = read_answers(result.path)

@@ -29,23 +29,12 @@ SHOP = Path(__file__).parents[3] / "data" / "shop.yaml"
 CONFIG = PipelineConfig(max_tokens=100, max_new_tokens=8, evaluation=EvaluationConfig(prompts=12, resamples=200, probes=[]))
 
 
-class Watcher:
-    def __init__(self):
-        self.progress = []
-
-    def started(self, *_): ...
-    def finished(self, *_): ...
-    def failed(self, *_): ...
-    def progressed(self, stage, done, total, metrics):
-        self.progress.append((done, total))
-
-
 def run(line, root, config=CONFIG, *observers):
     return evaluate.run(config, line, Context(root=root, runs=root / "runs", observers=observers))
 
 
-def test_a_whole_evaluation(line, tmp_path):
-    watcher, inputs = Watcher(), line()
+def test_a_whole_evaluation(line, tmp_path, watcher):
+    inputs = line()
     result = run(inputs, tmp_path, CONFIG, watcher)
     written = {path.name for path in result.path.iterdir()}
     assert written >= {"evaluation.json", "answers.jsonl", "report.html", "report.md", "frontier.png", "slices.png", "calibration.png"}
@@ -84,9 +73,9 @@ prompts:
 """
 
 
-def test_probes_have_no_effect_on_the_evaluation(line, tmp_path):
+def test_probes_have_no_effect_on_the_evaluation(line, tmp_path, watcher):
     (tmp_path / "probes.yaml").write_text(PROBES)
-    inputs, watcher = line(), Watcher()
+    inputs = line()
     asking = CONFIG.model_copy(update={"evaluation": EvaluationConfig(prompts=12, resamples=200, probes=["probes.yaml"])})
     without, result = run(inputs, tmp_path), run(inputs, tmp_path, asking, watcher)
     assert watcher.progress[-1][0] == watcher.progress[-1][1]
@@ -135,13 +124,12 @@ def test_champion_with_another_vocabulary(line, tmp_path, make_llama):
     assert all(row.rival is row.baseline for row in rows)
 
 
-def test_other_versions_are_compared_with_besides(line, tmp_path, make_llama, tokenizer):
+def test_other_versions_are_compared_with_besides(line, tmp_path, make_llama, tokenizer, watcher):
     inputs = line()
     folder = inputs["baseline"].path
     besides = {"against": [{"name": "version 7", "version": "7"}]}
     (folder / "baseline.json").write_text(json.dumps({"name": "SFT model", "version": None, "model_digest": None, **besides}))
     save(make_llama(len(tokenizer), 9), tokenizer, folder / "against" / "7")
-    watcher = Watcher()
     result = run(inputs, tmp_path, CONFIG, watcher)
     assert watcher.progress[-1][0] == watcher.progress[-1][1]
     found, rows = Evaluation.load(result.path), read_answers(result.path)
