@@ -26,7 +26,7 @@ from tasks.training.models import RewardModel, left_padded, positions, without_d
 from tasks.training.onlooker import Look
 from tasks.training.processes import Processes, layers_of
 from tasks.training.reward_model import Group, group_loss
-from tasks.training.rollouts import Models, Rollout
+from tasks.training.rollouts import Models, Rollout, ValueHead
 from tasks.training.sampling import Sampling
 from tasks.training.sft import SFTRow, sft_loss
 from tasks.training.trees import Layout, Tree, lay_out, reads_trees
@@ -191,7 +191,11 @@ def _online(what: str, count: int, scale: Scale, folder: Path | None, seed: int,
     if what == "ppo-mixed":
         for model in (policy, reference):
             workload.end_sometimes(model, scale.temperature)
-    scorer, critic = (RewardModel(workload.scorer(folder)).to(here.device) for _ in range(2))
+    scorer = RewardModel(workload.scorer(folder)).to(here.device)
+    critic: RewardModel | ValueHead = RewardModel(workload.scorer(folder))
+    if what == "ppo-shared":
+        critic = ValueHead(policy.get_output_embeddings().in_features)
+    critic.to(here.device)
     learner = Learner(Models(policy, reference_of(reference), scorer, critic, rollouts.sample), config, here)
     sampling = Sampling(scale.new_tokens, scale.temperature)
     online._keep = lambda *_: None
@@ -213,6 +217,13 @@ def _online(what: str, count: int, scale: Scale, folder: Path | None, seed: int,
         settings: dict[str, Any] = {"sampling": sampling, "eos": words.eos_token_id, "seed": seed, "checkpoints": checkpoints}
         online.run_rounds(learner, prompts, nobody, **settings, report=lambda *_, **stats: seen.append(stats))
 
+    def taught_by(layout: Layout, rolling: bool) -> Tensor:
+        """What is trained reads; while rolling out a critic of its own does alone, because log-probabilities are kept from sampling."""
+        if isinstance(critic, ValueHead):
+            return read_answers(policy, layout)
+        values = _read_values(critic.body, layout)
+        return values if rolling else values + read_answers(policy, layout)
+
     def bare() -> Callable[[], None]:
         rounds = [_bare_round(rollout, config, here) for rollout in learnt]
 
@@ -221,20 +232,21 @@ def _online(what: str, count: int, scale: Scale, folder: Path | None, seed: int,
                 with torch.inference_mode(), here.autocast():
                     _bare_sampling(policy, *asked)
                     for layout in read:
-                        read_answers(reference, layout), _read_end(scorer.body, layout), _read_values(critic.body, layout)
+                        read_answers(reference, layout), _read_end(scorer.body, layout), taught_by(layout, rolling=True)
                 for layout in taught * config.epochs:
                     with here.autocast():
-                        loss = read_answers(policy, layout) + _read_values(critic.body, layout)
+                        loss = taught_by(layout, rolling=False)
                     loss.backward()
                     learner.models.trained.zero_grad(set_to_none=True)
 
         return passes
 
-    bodies = [policy, reference, scorer.body, critic.body]
+    bodies = [policy, reference, scorer.body, *([critic.body] if isinstance(critic, RewardModel) else [])]
+    trained = len(bodies) - 2
 
     def flops() -> int:
         tokens = sum(tree.width for rollout in learnt for tree in rollout.trees)
-        return (2 * 6 * config.epochs + 2 * 4) * _weights_of_blocks(policy) * tokens  # all four models read, two of them learn
+        return (trained * 6 * config.epochs + 2 * 4) * _weights_of_blocks(policy) * tokens  # all models read, some of them learn
 
     return Job(work, lambda: -statistics.fmean(stats["reward_with_penalty"] for stats in seen), bodies, bare, flops)
 

@@ -158,7 +158,7 @@ def sweep(scale: Scale, folder: Path | None) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("kind", choices=["time", "floor", "profile", "sweep"])
-    parser.add_argument("what", nargs="?", help="sft, reward, group, dpo, ppo, ppo-mixed; time alone: sampling, generate")
+    parser.add_argument("what", nargs="?", help="sft, reward, group, dpo, ppo, ppo-shared, ppo-mixed; time alone: sampling, generate")
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0, help="of the order of the rows")
     parser.add_argument("--threads", type=int, default=2)

@@ -89,7 +89,7 @@ def _pairs(rows: list[Ranking]) -> Dataset:
     return Dataset.from_list([{"prompt": p, "chosen": better, "rejected": worse} for p, better, worse in workload.pairs(rows)])
 
 
-TRAINERS = {"sft": sft, "reward": reward, "group": reward, "dpo": dpo, "ppo": ppo, "ppo-mixed": ppo}
+TRAINERS = {"sft": sft, "reward": reward, "group": reward, "dpo": dpo, "ppo": ppo, "ppo-shared": ppo, "ppo-mixed": ppo}
 STEPS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {}),
     "reward": ("reward", {}),

@@ -1,6 +1,6 @@
 """Our engine and its peers on the same work, in turn: `python peers.py WHAT ... --trl116 PYTHON --trl112 PYTHON`.
 
-WHAT: sft, reward, group, dpo, ppo, ppo-mixed, sampling, or all of them. Every measurement is a process of its own; ours and the
+WHAT: sft, reward, group, dpo, ppo, ppo-shared, ppo-mixed, sampling, or all of them. Every measurement is a process of its own; ours and the
 peer's follow one another, each pair in the other order, and what counts is the median of the pairs' ratios. The machine has
 to be idle: two busy processes slow one another tenfold. Results are added to results/peers.json.
 """
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-ROWS = {"sft": 2048, "reward": 2048, "group": 512, "dpo": 1024, "ppo": 512, "ppo-mixed": 512, "sampling": 512}
-SMALL = {"sft": 64, "reward": 48, "group": 16, "dpo": 48, "ppo": 32, "ppo-mixed": 32, "sampling": 32}
+ROWS = {"sft": 2048, "reward": 2048, "group": 512, "dpo": 1024, "ppo": 512, "ppo-shared": 512, "ppo-mixed": 512, "sampling": 512}
+SMALL = {"sft": 64, "reward": 48, "group": 16, "dpo": 48, "ppo": 32, "ppo-shared": 32, "ppo-mixed": 32, "sampling": 32}
 """With SmolLM2, which is a hundred times the tiny model."""
 COUNTS = {"tiny": ROWS, "smollm": SMALL, "gpu": ROWS}
 

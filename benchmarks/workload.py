@@ -35,8 +35,9 @@ HELD_OUT_SEED = 1_000
 DPO_BETA = 0.1
 ANSWER_LENGTH = 20
 """Mean tokens of an answer where lengths are mixed: EOS is made so likely."""
-ONLINE = ("ppo", "ppo-mixed")
-"""With answers that all run to their most tokens, because random weights hardly ever say EOS; and with such as end sometimes."""
+ONLINE = ("ppo", "ppo-shared", "ppo-mixed")
+"""With answers that all run to their most tokens, because random weights hardly ever say EOS; the same where our critic is a head
+on the policy (the peer's is always a model of its own); and with answers that end sometimes."""
 
 
 @dataclass(frozen=True)

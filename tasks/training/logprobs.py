@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tasks.training.losses import token_logprobs
+from tasks.training.losses import token_logprobs, token_logprobs_and_entropy
 from tasks.training.trees import Layout, Tree, lay_out, trees_of
 
 TOKENS_AT_ONCE = 8192
@@ -59,11 +59,7 @@ def read_answers(model: PreTrainedModel, trees: Sequence[Tree], temperature: flo
     """Read all answers of all trees, in order, in one pass."""
     layout = lay_out(trees, model.device)
     hidden, logits = _before(model, layout)
-    logits = logits.float() / temperature
-    normaliser = logits.logsumexp(-1)
-    found = logits.gather(-1, layout.targets[layout.mask].unsqueeze(-1)).squeeze(-1) - normaliser
-    with torch.no_grad():
-        entropy = normaliser - (logits.softmax(-1) * logits).sum(-1)
+    found, entropy = token_logprobs_and_entropy(logits, layout.targets[layout.mask], temperature)
     return Reading(spread(found, layout.mask), layout.mask.float(), spread(entropy, layout.mask), hidden)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LOG_RATIO_BOUND = 20.0
 """exp(20) is 5e8: beyond it a ratio says only that something broke, and its square overflows."""
@@ -14,10 +17,46 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
     """log p(token) under each row of logits.
 
     logits: (..., vocabulary), before temperature. tokens: (...). Returns (...), in nats, in fp32.
-    Gathers before it normalises, so that a second tensor of the vocabulary's size is never kept.
     """
-    scaled = logits.float() if temperature == 1 else logits.float() / temperature
-    return scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
+    return _LogProbs.apply(logits, tokens, temperature, False)[0]
+
+
+def token_logprobs_and_entropy(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """`token_logprobs`, and the entropy of each row, in nats, which has no gradient; both (...)."""
+    logprobs, entropy = _LogProbs.apply(logits, tokens, temperature, True)
+    return logprobs, entropy
+
+
+class _LogProbs(torch.autograd.Function):
+    """Logits are the largest tensors of all: one more of their size is kept for the way back, and becomes the gradient in place."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
+        scaled = logits.float() - logits.amax(-1, keepdim=True)
+        if temperature != 1:
+            scaled /= temperature
+        found = scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        weights = scaled.exp() if with_entropy else scaled.exp_()
+        total = weights.sum(-1, keepdim=True)
+        normaliser = total.log().squeeze(-1)
+        entropy = torch.zeros_like(found)
+        if with_entropy:
+            mean = torch.matmul(weights.unsqueeze(-2), scaled.unsqueeze(-1)).squeeze(-1) / total
+            entropy = normaliser - mean.squeeze(-1)
+        ctx.save_for_backward(weights, total, tokens)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        ctx.mark_non_differentiable(entropy)
+        return found - normaliser, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        """d log p(token) / d logit is 1 at the token less its probability, over the temperature."""
+        weights, total, tokens = ctx.saved_tensors
+        gradient = gradient.unsqueeze(-1) / ctx.temperature
+        weights *= -gradient / total
+        weights.scatter_add_(-1, tokens.unsqueeze(-1), gradient)
+        return weights.to(ctx.dtype), None, None, None
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, label_smoothing: float = 0.0) -> Tensor:

@@ -89,3 +89,27 @@ def test_memory_that_was_freed_is_there_for_the_next_pass():
     """A tensor of 128 MiB is 32,768 pages: handed back, each of twenty passes touches them as if new."""
     out = subprocess.run([sys.executable, "-c", PASSES], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert int(out) < 32_768
+
+
+HUGE = """
+import sys, torch
+from tasks.training.memory import keep_freed_memory
+def huge():
+    return sum(int(line.split()[1]) for line in open("/proc/self/smaps") if line.startswith("AnonHugePages"))
+before = huge()
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+kept = [torch.ones(2**18) for _ in range(256)]
+print(huge() - before)
+"""
+OFFERED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not OFFERED.exists() or "[madvise]" not in OFFERED.read_text(), reason="huge pages are not to be had by asking here")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems' heap is not told what to be made of")
+@pytest.mark.parametrize(("kept", "share"), [("kept", (0.8, 1.1)), ("as it is", (0.0, 0.2))])
+def test_tensors_lie_in_huge_pages(kept, share):
+    """256 tensors of 1 MiB: too small for pages of their own, so it is the heap that must have been told."""
+    out = subprocess.run([sys.executable, "-c", HUGE, kept], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    least, most = share
+    assert least <= int(out) / (256 * 1024) <= most
