@@ -17,10 +17,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from workload import Scale
 
-from tasks.training import batches, online, rollouts
+from tasks.training import online, rollouts
 from tasks.training.adapters import reference_of
+from tasks.training.batches import microbatches
 from tasks.training.cache import cache_for
 from tasks.training.dpo import Row, preference_loss, set_reference
+from tasks.training.end_to_end import reads_end_to_end
 from tasks.training.loop import fit, order_of_epoch, own_batches
 from tasks.training.models import RewardModel, left_padded, positions, without_dropout
 from tasks.training.onlooker import Look
@@ -29,7 +31,7 @@ from tasks.training.reward_model import Group, group_loss
 from tasks.training.rollouts import Models, Rollout, ValueHead
 from tasks.training.sampling import Sampling
 from tasks.training.sft import SFTRow, sft_loss
-from tasks.training.trees import Layout, Tree, lay_out, reads_trees
+from tasks.training.trees import Layout, Tree, lay_out_for, read_end_to_end, reads_trees
 from tasks.training.updates import Learner
 from tasks.training_config import ComputeConfig, DPOConfig, FitConfig, KLConfig, PolicyConfig, PPOConfig
 
@@ -66,18 +68,25 @@ def prepare(what: str, count: int, scale: Scale, folder: Path | None, seed: int)
         "looks": 0,
     }
     if what == "sft":
-        policy = without_dropout(workload.policy(folder))
+        policy = _policy(folder)
         answers = [SFTRow(prompt, both[0]) for prompt, both in rows]
         return _fitted(what, policy, policy, answers, sft_loss, FitConfig(**config), seed, here, scale, folder)
     together = reads_trees(workload.policy(folder).base_model, 512)
     groups = [Group(prompt, answers, _ranked(len(answers)), together=together) for prompt, answers in rows]
     if what == "dpo":
-        policy = without_dropout(workload.policy(folder))
+        policy = _policy(folder)
         dpo = DPOConfig(**config | {"looks": 1}, beta=workload.DPO_BETA)  # a look needs somebody to look: there is nobody
         loss = partial(preference_loss, config=dpo)
         return _fitted(what, policy, policy, [Row(group) for group in groups], loss, dpo, seed, here, scale, folder)
     scorer = RewardModel(workload.scorer(folder))
     return _fitted("reward", scorer, scorer.body, groups, group_loss, FitConfig(**config), seed, here, scale, folder)
+
+
+def _policy(folder: Path | None) -> PreTrainedModel:
+    """Read as a policy that comes from a folder is."""
+    policy = workload.policy(folder)
+    read_end_to_end(policy)
+    return without_dropout(policy)
 
 
 def _ranked(answers: int) -> list[tuple[int, int]]:
@@ -101,16 +110,16 @@ def _fitted(
         checkpoints = Path(tempfile.mkdtemp())
         if isinstance(config, DPOConfig):
             set_reference(model, rows, config, here, checkpoints)
-        cut = batches.microbatches  # looked up here, so that a profile can time it
-        fit(model, rows, loss, config, seed=seed, checkpoints=checkpoints, report=lambda *_, **__: None, here=here, cut=cut)
+        fit(model, rows, loss, config, seed=seed, checkpoints=checkpoints, report=lambda *_, **__: None, here=here)
 
     def bare() -> Callable[[], None]:
         order = order_of_epoch(len(rows), seed, 0)
         windows = [[rows[i] for i in order[first : first + config.batch]] for first in range(0, len(rows), config.batch)]
-        parts = [part for window in windows for part, _ in own_batches(window, config.tokens_at_once, here)]
-        layouts = [lay_out(_trees(part), here.device) for part in parts]
-        asked = batches.microbatches(rows, config.tokens_at_once) if what == "dpo" else []
-        reference = [lay_out(_trees(part), here.device) for part in asked]
+        cut = partial(microbatches, end_to_end=reads_end_to_end(model))
+        parts = [part for window in windows for part, _ in own_batches(window, config.tokens_at_once, here, cut)]
+        layouts = [lay_out_for(transformer, _trees(part)) for part in parts]
+        asked = cut(rows, config.tokens_at_once) if what == "dpo" else []
+        reference = [lay_out_for(transformer, _trees(part)) for part in asked]
         read = _read_end if what == "reward" else read_answers
 
         def passes() -> None:
@@ -187,7 +196,7 @@ def _online(what: str, count: int, scale: Scale, folder: Path | None, seed: int,
         choose="last",
         ppo=PPOConfig(critic_learning_rate=scale.online_learning_rate),
     )
-    policy, reference = (without_dropout(workload.policy(folder)).to(here.device) for _ in range(2))
+    policy, reference = (_policy(folder).to(here.device) for _ in range(2))
     if what == "ppo-mixed":
         for model in (policy, reference):
             workload.end_sometimes(model, scale.temperature)
@@ -225,7 +234,7 @@ def _online(what: str, count: int, scale: Scale, folder: Path | None, seed: int,
         return values if rolling else values + read_answers(policy, layout)
 
     def bare() -> Callable[[], None]:
-        rounds = [_bare_round(rollout, config, here) for rollout in learnt]
+        rounds = [_bare_round(rollout, config, policy) for rollout in learnt]
 
         def passes() -> None:
             for asked, read, taught in rounds:
@@ -252,13 +261,14 @@ def _online(what: str, count: int, scale: Scale, folder: Path | None, seed: int,
 
 
 def _bare_round(
-    rollout: Rollout, config: PolicyConfig, here: Processes
+    rollout: Rollout, config: PolicyConfig, model: PreTrainedModel
 ) -> tuple[tuple[Tensor, Tensor, Tensor], list[Layout], list[Layout]]:
     """What is read in a round: prompts, mask and tokens of sampling; batches of scoring; batches of a minibatch, which is all answers."""
     prompts, mask = left_padded([tree.prompt for tree in rollout.trees])
     answers = pad_sequence([torch.tensor(tree.answers[0]) for tree in rollout.trees], batch_first=True)
-    layouts = [lay_out(part, here.device) for part in batches.microbatches(rollout.trees, config.tokens_at_once)]
-    return (prompts.to(here.device), mask.to(here.device), answers.to(here.device)), layouts, layouts
+    parts = microbatches(rollout.trees, config.tokens_at_once, reads_end_to_end(model))
+    layouts = [lay_out_for(model, part) for part in parts]
+    return (prompts.to(model.device), mask.to(model.device), answers.to(model.device)), layouts, layouts
 
 
 def _bare_sampling(model: PreTrainedModel, prompts: Tensor, mask: Tensor, answers: Tensor) -> None:

@@ -34,7 +34,7 @@ from tasks.training import rollouts
 from tasks.training.models import left_padded, without_dropout
 from tasks.training.processes import Processes
 from tasks.training.sampling import Sampling, sample
-from tasks.training.trees import Layout, Tree, lay_out
+from tasks.training.trees import Layout, Tree, lay_out_for
 
 # Sampling ------------------------------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ def profile(what: str, count: int, scale: Scale, folder: Path | None, seed: int)
     """Shares of the time: passes with a gradient to come (forward) and without (reading), backward, and so on."""
     clock = Clock()
     for module in [module for name, module in sys.modules.items() if name.startswith("tasks.training.")]:
-        for name in ("lay_out", "microbatches"):
+        for name in ("lay_out_for", "microbatches"):
             if hasattr(module, name):
                 setattr(module, name, clock.timing("data", getattr(module, name)))
     rollouts.sample = clock.timing("sampling beside its passes", sample)
@@ -146,7 +146,7 @@ def sweep(scale: Scale, folder: Path | None) -> dict[str, Any]:
         loss.backward()
 
     for rows in (1, 2, 4, 8, 16, 32, 64):
-        layout = lay_out([Tree([2] * (width // 2), [[3] * (width - width // 2)])] * rows, scale.device)
+        layout = lay_out_for(policy, [Tree([2] * (width // 2), [[3] * (width - width // 2)])] * rows)
         times = [_seconds(partial(passes, layout)) for _ in range(8)]
         tokens.append(rows * width)
         seconds.append(statistics.median(times[1:]))

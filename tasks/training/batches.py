@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -24,30 +25,45 @@ class Wide(Protocol):
 W = TypeVar("W", bound=Wide)
 
 
-def microbatches(rows: Sequence[W], tokens_at_once: int) -> list[list[W]]:
-    """Cut rows into the cheapest batches whose padded size is at most tokens_at_once (or one row), widest first.
+def microbatches(rows: Sequence[W], tokens_at_once: int, end_to_end: bool = False) -> list[list[W]]:
+    """Cut rows into the cheapest batches of at most tokens_at_once (or one row), widest first.
 
-    A batch costs its padded tokens plus CALL. Over rows sorted by width the cheapest cut is found exactly, by looking
-    from every row at all the batches that may end with it.
+    A batch costs its tokens plus CALL. Its rows are padded to the widest, or laid end_to_end: then only their sum counts.
     """
     ordered = sorted(rows, key=lambda row: -row.width)
     widths = [row.width for row in ordered]
-    best: list[tuple[int, int]] = [(0, 0)]  # cost of the cheapest cut of the first rows, and where its last batch begins
-    for end in range(1, len(ordered) + 1):
+    sums = [0, *accumulate(widths)]
+
+    def cost(first: int, end: int) -> int | None:
+        size = sums[end] - sums[first] if end_to_end else (end - first) * widths[first]
+        fits = size <= tokens_at_once and end - first <= MOST
+        return size + CALL if fits or end - first == 1 else None
+
+    ends = cheapest_runs(len(ordered), cost)
+    return [ordered[first:end] for first, end in pairwise([0, *ends])]
+
+
+def cheapest_runs(count: int, cost: Callable[[int, int], int | None]) -> list[int]:
+    """Where to cut a line of things into neighbours, so that the sum of costs is least: the ends of the runs.
+
+    cost(first, end): of the run from first up to end; None where it, and any that begins earlier, is not allowed. The cheapest
+    is found exactly, by looking from every thing at all the runs that may end with it.
+    """
+    best: list[tuple[int, int]] = [(0, 0)]  # cost of the cheapest cut of the first things, and where its last run begins
+    for end in range(1, count + 1):
         choices = []
         for first in range(end - 1, -1, -1):
-            size = (end - first) * widths[first]
-            if (size > tokens_at_once or end - first > MOST) and first < end - 1:
+            price = cost(first, end)
+            if price is None:
                 break
-            choices.append((best[first][0] + size + CALL, first))
+            choices.append((best[first][0] + price, first))
         best.append(min(choices))
-    batches: list[list[W]] = []
-    end = len(ordered)
+    ends = []
+    end = count
     while end:
-        first = best[end][1]
-        batches.append(ordered[first:end])
-        end = first
-    return batches[::-1]
+        ends.append(end)
+        end = best[end][1]
+    return ends[::-1]
 
 
 @dataclass(frozen=True)
@@ -62,10 +78,10 @@ class Placed(Generic[W]):
         return self.row.width
 
 
-def in_batches(rows: Sequence[W], tokens_at_once: int, read: Callable[[list[W]], Sequence[Any]]) -> list[Any]:
+def in_batches(rows: Sequence[W], tokens_at_once: int, read: Callable[[list[W]], Sequence[Any]], end_to_end: bool = False) -> list[Any]:
     """What read says of each row, in the rows' order, whatever their neighbours. read(batch): one thing for each row of it."""
     found: list[Any] = [None] * len(rows)
-    for part in microbatches([Placed(place, row) for place, row in enumerate(rows)], tokens_at_once):
+    for part in microbatches([Placed(place, row) for place, row in enumerate(rows)], tokens_at_once, end_to_end):
         for placed, said in zip(part, read([placed.row for placed in part]), strict=True):
             found[placed.place] = said
     return found

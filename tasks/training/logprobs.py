@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tasks.training.losses import token_logprobs, token_logprobs_and_entropy
-from tasks.training.trees import Layout, Tree, lay_out, trees_of
+from tasks.training.trees import Layout, Tree, lay_out_for, trees_of
 
 TOKENS_AT_ONCE = 8192
 """Tokens of prompts and answers in one batch: their keys and values stay in memory."""
@@ -24,7 +24,7 @@ def tree_logprobs(model: PreTrainedModel, trees: Sequence[Tree], temperature: fl
 
     Padding has logprob 0 and mask 0. mask is of floats. In nats.
     """
-    layout = lay_out(trees, model.device)
+    layout = lay_out_for(model, trees)
     found = token_logprobs(_before(model, layout)[1], layout.targets[layout.mask], temperature)
     return spread(found, layout.mask), layout.mask.float()
 
@@ -34,7 +34,7 @@ def logprobs_at(model: PreTrainedModel, trees: Sequence[Tree], places: Sequence[
 
     places: of each answer, where in it those tokens stand. The first token of a text has nothing before it to be predicted from.
     """
-    layout = lay_out(trees, model.device)
+    layout = lay_out_for(model, trees)
     wanted = torch.zeros(layout.mask.shape, dtype=torch.bool)
     for answer, own in enumerate(places):
         wanted[answer, own] = True
@@ -57,7 +57,7 @@ class Reading:
 
 def read_answers(model: PreTrainedModel, trees: Sequence[Tree], temperature: float) -> Reading:
     """Read all answers of all trees, in order, in one pass."""
-    layout = lay_out(trees, model.device)
+    layout = lay_out_for(model, trees)
     hidden, logits = _before(model, layout)
     found, entropy = token_logprobs_and_entropy(logits, layout.targets[layout.mask], temperature)
     return Reading(spread(found, layout.mask), layout.mask.float(), spread(entropy, layout.mask), hidden)

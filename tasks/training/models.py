@@ -24,8 +24,9 @@ from transformers.utils import logging as transformers_logging
 from tasks.data.records import digest
 from tasks.errors import ConfigError
 from tasks.training.batches import in_batches
+from tasks.training.end_to_end import reads_end_to_end
 from tasks.training.processes import layers_of
-from tasks.training.trees import Layout, Tree, lay_out
+from tasks.training.trees import Layout, Tree, lay_out_for, read_end_to_end
 from tasks.training_config import ComputeConfig
 
 transformers_logging.disable_progress_bar()  # the stage's own bar is enough
@@ -42,6 +43,7 @@ REWARD_ETA = "prefline_reward_eta"
 def load_policy(folder: Path) -> PreTrainedModel:
     """A causal language model from a folder that Prefline wrote, in fp32, with dropout off."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True)
+    read_end_to_end(model)
     return without_dropout(model)
 
 
@@ -137,6 +139,7 @@ class RewardModel(nn.Module):
     def __init__(self, body: PreTrainedModel) -> None:
         super().__init__()
         self.body: PreTrainedModel = without_dropout(body)
+        read_end_to_end(body)
         self.bias = float(getattr(body.config, REWARD_BIAS, 0.0))
         self.temperature = float(getattr(body.config, REWARD_TEMPERATURE, 1.0))
         self.raw_eta: nn.Parameter | None = None
@@ -187,12 +190,12 @@ class RewardModel(nn.Module):
 
     def forward(self, trees: Sequence[Tree]) -> Tensor:
         """Scores of all answers of the trees, in order, (answers,): each read at its own last token, never by a token's id."""
-        layout = lay_out(trees, self.body.device)
+        layout = lay_out_for(self.body, trees)
         return self._head(self._hidden(layout)[layout.row, layout.last])
 
     def values(self, trees: Sequence[Tree]) -> Tensor:
         """What a critic says before each token of all answers, in order, (answers, longest answer); 0 on padding."""
-        layout = lay_out(trees, self.body.device)
+        layout = lay_out_for(self.body, trees)
         return self._head(self._hidden(layout)[layout.row.unsqueeze(1), layout.before]) * layout.mask
 
     def _hidden(self, layout: Layout) -> Tensor:
@@ -210,7 +213,7 @@ def score_trees(model: nn.Module, trees: Sequence[Tree], tokens_at_once: int = 8
         scores = iter(model(part).tolist())
         return [list(islice(scores, len(tree.answers))) for tree in part]
 
-    return in_batches(trees, tokens_at_once, read)
+    return in_batches(trees, tokens_at_once, read, reads_end_to_end(model))
 
 
 def score_texts(model: nn.Module, rows: list[list[int]], tokens_at_once: int = 8192) -> list[float]:

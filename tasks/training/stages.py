@@ -12,7 +12,7 @@ from tasks.errors import ConfigError, PreflineError
 from tasks.stage import Metrics, Settings, StageResult, StageRun, stage
 from tasks.training.adapters import merged, with_adapters
 from tasks.training.base import build_base
-from tasks.training.batches import microbatches
+from tasks.training.end_to_end import reads_end_to_end
 from tasks.training.launch import side_by_side
 from tasks.training.loop import Seen, Validation, fit, order_of_epoch
 from tasks.training.models import context_of, describe, load_policy, save, with_checkpointing
@@ -82,7 +82,7 @@ def train_sft(config: Settings, *, data: StageResult, base: StageResult, run: St
         report=run.report,
         here=here,
         validation=Validation(measure, metric="" if config.sft.choose == "last" else config.sft.choose, higher_is_better=False),
-        cut=packing(config.max_tokens) if config.sft.packing else microbatches,
+        cut=packing(config.max_tokens) if config.sft.packing and not reads_end_to_end(model) else None,
     )
     learnt = here.plain(model)
     assert isinstance(learnt, PreTrainedModel)

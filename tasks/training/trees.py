@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from tasks.training.end_to_end import NAME as END_TO_END
+from tasks.training.end_to_end import Block, blocks_of, reads_end_to_end
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ def trees_of(prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> list
 class Layout:
     """Trees as a batch. tokens: (rows, width). attention: (rows, 1, width, width), None for causal; positions likewise.
 
+    Where rows are read end to end, it is one row, and blocks says of what.
     Of the answers, in order: row, (answers,); targets, their tokens, and mask, True where they have one, both (answers,
     longest); places, where in its row a token stands; before, where its row stands before it, both (answers, longest).
     """
@@ -54,6 +59,7 @@ class Layout:
     mask: Tensor
     places: Tensor
     before: Tensor
+    blocks: list[Block] | None = None
 
     @property
     def last(self) -> Tensor:
@@ -62,7 +68,8 @@ class Layout:
 
     def arguments(self) -> dict[str, Any]:
         """What a transformer is called with."""
-        return {"input_ids": self.tokens, "attention_mask": self.attention, "position_ids": self.positions, "use_cache": False}
+        told = {"input_ids": self.tokens, "attention_mask": self.attention, "position_ids": self.positions, "use_cache": False}
+        return told if self.blocks is None else told | {"blocks": self.blocks}
 
 
 def lay_out(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Layout:
@@ -101,7 +108,79 @@ def lay_out(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Layout
         earlier = torch.ones(width, width, dtype=torch.bool, device=device).tril()
         attention = (((of[:, :, None] == of[:, None, :]) | (of[:, None, :] == -1)) & earlier).unsqueeze(1)
     on = [torch.from_numpy(array).to(device) for array in (tokens, positions, row, targets, mask, places, before)]
-    return Layout(on[0], on[1] if branching else None, attention, *on[2:])
+    return Layout(on[0], on[1] if branching else None, attention, on[2], on[3], on[4], on[5], on[6])
+
+
+def lay_out_for(model: PreTrainedModel, trees: Sequence[Tree]) -> Layout:
+    """Trees as the model reads them: a row each, or all in one row, a block of them behind the other."""
+    if not reads_end_to_end(model):
+        return lay_out(trees, model.device)
+    return _joined([lay_out(trees[block], model.device) for block in blocks_of([tree.width for tree in trees])])
+
+
+def _joined(parts: list[Layout]) -> Layout:
+    blocks = [Block(len(part.tokens), part.tokens.shape[1], part.attention) for part in parts]
+    begins = accumulate((block.rows * block.width for block in blocks), initial=0)
+    longest = max(part.targets.shape[1] for part in parts)
+    positions, targets, mask, places, before = [], [], [], [], []
+    for part, block, begin in zip(parts, blocks, begins, strict=False):
+        counted = torch.arange(block.width, device=part.tokens.device).repeat(block.rows)
+        positions.append(counted if part.positions is None else part.positions.flatten())
+        wider, moved = (0, longest - part.targets.shape[1]), (begin + part.row * block.width).unsqueeze(1)
+        targets.append(nn.functional.pad(part.targets, wider))
+        mask.append(nn.functional.pad(part.mask, wider))
+        places.append(nn.functional.pad(part.places + moved, wider))
+        before.append(nn.functional.pad(part.before + moved, wider))
+    tokens = torch.cat([part.tokens.flatten() for part in parts])
+    return Layout(
+        tokens=tokens.unsqueeze(0),
+        positions=torch.cat(positions).unsqueeze(0),
+        attention=_PREPARED.to(tokens.device),
+        row=torch.zeros(sum(len(part.row) for part in parts), dtype=torch.long, device=tokens.device),
+        targets=torch.cat(targets),
+        mask=torch.cat(mask),
+        places=torch.cat(places),
+        before=torch.cat(before),
+        blocks=blocks,
+    )
+
+
+_PREPARED = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+"""What transformers takes for a mask that is ready, so that it makes none of its own, of all tokens by all."""
+
+
+def read_end_to_end(model: PreTrainedModel) -> None:
+    """From now on rows are laid end to end for this model, if that gives each of them the hidden states that it has alone.
+
+    As with `reads_trees` it is the model that is asked. model: with or without its head. One with a window keeps its rows apart: they are
+    cut by masks that transformers makes.
+    """
+    config = model.config
+    if config._attn_implementation != "sdpa" or _windows(config) or config.vocab_size < 8:
+        return
+    body = model.base_model
+    was_training = model.training
+    model.eval()
+    words = torch.arange(3 * PROBE).remainder(config.vocab_size).tolist()
+    trees = [Tree(words[:PROBE], [words[PROBE:]]), Tree([], [words[PROBE : 2 * PROBE]]), Tree([], [words[3:9]])]
+    with torch.inference_mode():
+        states = []
+        for implementation in ("sdpa", END_TO_END):
+            model.set_attn_implementation(implementation)
+            layout = lay_out_for(model, trees)
+            try:
+                states.append(body(**layout.arguments()).last_hidden_state[layout.row.unsqueeze(1), layout.places][layout.mask].float())
+            except TypeError:  # it does not hand on what it does not know
+                break
+    if len(states) < 2 or not torch.allclose(states[0], states[1], atol=1e-3, rtol=1e-3):
+        model.set_attn_implementation("sdpa")
+    model.train(was_training)
+
+
+def _windows(config: PreTrainedConfig) -> list[int]:
+    """How far the model's tokens see, where that is not as far as they like."""
+    found = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return [size for size in found if size]
 
 
 PROBE = 16
@@ -116,8 +195,7 @@ def reads_trees(model: PreTrainedModel, longest: int) -> bool:
     narrower than the longest text, which a tree has no way to tell, is read off the configuration. model: the transformer
     without its head. longest: tokens of a text.
     """
-    windows = [getattr(model.config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    if model.config.vocab_size < 8 or any(size and size < longest for size in windows):
+    if model.config.vocab_size < 8 or any(size < longest for size in _windows(model.config)):
         return False
     was_training = model.training
     model.eval()
@@ -126,7 +204,7 @@ def reads_trees(model: PreTrainedModel, longest: int) -> bool:
     tree = Tree(words[0], [words[1], words[2]])
     states = []
     for trees in (tree.apart(), [tree]):
-        layout = lay_out(trees, next(model.parameters()).device)
+        layout = lay_out_for(model, trees)
         try:
             hidden = model(**layout.arguments()).last_hidden_state
         except ValueError:
