@@ -19,10 +19,9 @@ from workload import Scale
 
 from tasks.training import online, rollouts
 from tasks.training.adapters import reference_of
-from tasks.training.batches import microbatches
 from tasks.training.cache import cache_for
 from tasks.training.dpo import Row, preference_loss, set_reference
-from tasks.training.end_to_end import reads_end_to_end
+from tasks.training.end_to_end import cut_for
 from tasks.training.loop import fit, order_of_epoch, own_batches
 from tasks.training.models import RewardModel, left_padded, positions, without_dropout
 from tasks.training.onlooker import Look
@@ -115,7 +114,7 @@ def _fitted(
     def bare() -> Callable[[], None]:
         order = order_of_epoch(len(rows), seed, 0)
         windows = [[rows[i] for i in order[first : first + config.batch]] for first in range(0, len(rows), config.batch)]
-        cut = partial(microbatches, end_to_end=reads_end_to_end(model))
+        cut = cut_for(model)
         parts = [part for window in windows for part, _ in own_batches(window, config.tokens_at_once, here, cut)]
         layouts = [lay_out_for(transformer, _trees(part)) for part in parts]
         asked = cut(rows, config.tokens_at_once) if what == "dpo" else []
@@ -266,7 +265,7 @@ def _bare_round(
     """What is read in a round: prompts, mask and tokens of sampling; batches of scoring; batches of a minibatch, which is all answers."""
     prompts, mask = left_padded([tree.prompt for tree in rollout.trees])
     answers = pad_sequence([torch.tensor(tree.answers[0]) for tree in rollout.trees], batch_first=True)
-    parts = microbatches(rollout.trees, config.tokens_at_once, reads_end_to_end(model))
+    parts = cut_for(model)(rollout.trees, config.tokens_at_once)
     layouts = [lay_out_for(model, part) for part in parts]
     return (prompts.to(model.device), mask.to(model.device), answers.to(model.device)), layouts, layouts
 

@@ -78,10 +78,15 @@ class Placed(Generic[W]):
         return self.row.width
 
 
-def in_batches(rows: Sequence[W], tokens_at_once: int, read: Callable[[list[W]], Sequence[Any]], end_to_end: bool = False) -> list[Any]:
+def in_batches(
+    rows: Sequence[W],
+    tokens_at_once: int,
+    read: Callable[[list[W]], Sequence[Any]],
+    cut: Callable[[Sequence[Placed[W]], int], list[list[Placed[W]]]] = microbatches,
+) -> list[Any]:
     """What read says of each row, in the rows' order, whatever their neighbours. read(batch): one thing for each row of it."""
     found: list[Any] = [None] * len(rows)
-    for part in microbatches([Placed(place, row) for place, row in enumerate(rows)], tokens_at_once, end_to_end):
+    for part in cut([Placed(place, row) for place, row in enumerate(rows)], tokens_at_once):
         for placed, said in zip(part, read([placed.row for placed in part]), strict=True):
             found[placed.place] = said
     return found

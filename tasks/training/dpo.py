@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from tasks.errors import PreflineError
 from tasks.training.adapters import with_adapters
-from tasks.training.batches import in_batches, microbatches
-from tasks.training.end_to_end import reads_end_to_end
+from tasks.training.batches import in_batches
+from tasks.training.end_to_end import cut_for
 from tasks.training.logprobs import tree_logprobs
 from tasks.training.losses import dpo_loss, ipo_loss
 from tasks.training.models import load_policy, with_checkpointing
@@ -103,7 +103,7 @@ def set_reference(policy: PreTrainedModel, rows: list[Row], config: DPOConfig, h
 
     def make() -> dict[str, Tensor]:
         policy.eval()
-        own = in_batches(here.share(rows), config.tokens_at_once, read, reads_end_to_end(policy))
+        own = in_batches(here.share(rows), config.tokens_at_once, read, cut_for(policy))
         return {"logprobs": torch.tensor([value for values in here.join(own) for value in values])}
 
     given = iter(once(checkpoints / "reference", here, make)["logprobs"].tolist())
@@ -148,7 +148,7 @@ def preference_loss(model: nn.Module, rows: list[Row], config: DPOConfig) -> Ten
 def held_out_figures(policy: PreTrainedModel, rows: list[Row], config: DPOConfig) -> Stats:
     """Implicit rewards, their margin, how often the chosen answer has the higher one, and the loss: means over all pairs."""
     policy.eval()
-    parts = [pairs_of(policy, part, config) for part in microbatches(rows, config.tokens_at_once, reads_end_to_end(policy))]
+    parts = [pairs_of(policy, part, config) for part in cut_for(policy)(rows, config.tokens_at_once)]
     if not parts:
         return {}
     chosen = torch.cat([config.beta * (pairs.policy_chosen - pairs.reference_chosen) for pairs in parts])

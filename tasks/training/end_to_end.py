@@ -6,6 +6,8 @@ Attention gets them in blocks of rows of similar width, narrow enough that hardl
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,9 +18,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from tasks.training.batches import CALL, cheapest_runs
+from tasks.training.batches import CALL, W, cheapest_runs, microbatches
 
 NAME = "prefline_end_to_end"
+
+LOGITS_AT_ONCE = 2**25
+"""Numbers in one batch of logits (128 MB): with a large vocabulary these, and not the tokens, fill the memory."""
+
 BLOCK = CALL // 16
 """What a block costs beside its tokens, in tokens: attention's share of a pass."""
 
@@ -66,7 +72,22 @@ AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def reads_end_to_end(model: nn.Module) -> bool:
-    """Are rows to be laid end to end for this model, or for the one within it?"""
-    bodies = (part for part in model.modules() if isinstance(part, PreTrainedModel))
-    return any(body.config._attn_implementation == NAME for body in bodies)
+def reads_end_to_end(model: PreTrainedModel) -> bool:
+    """Are rows to be laid end to end for this model?"""
+    return model.config._attn_implementation == NAME
+
+
+def cut_for(model: nn.Module) -> Callable[[Sequence[W], int], list[list[W]]]:
+    """How to cut rows into batches for a model, or for the one within it: cut(rows, tokens_at_once).
+
+    On a CPU a pass of a few hundred tokens of a large vocabulary is as fast as a longer one, and takes less memory.
+    """
+    body = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    if not reads_end_to_end(body):
+        return microbatches
+    most = LOGITS_AT_ONCE // body.config.vocab_size if body.device.type == "cpu" else sys.maxsize
+
+    def cut(rows: Sequence[W], tokens_at_once: int) -> list[list[W]]:
+        return microbatches(rows, min(tokens_at_once, most), end_to_end=True)
+
+    return cut

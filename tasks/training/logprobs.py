@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tasks.training.end_to_end import LOGITS_AT_ONCE
 from tasks.training.losses import token_logprobs, token_logprobs_and_entropy
 from tasks.training.trees import Layout, Tree, lay_out_for, trees_of
 
 TOKENS_AT_ONCE = 8192
 """Tokens of prompts and answers in one batch: their keys and values stay in memory."""
-
-LOGITS_AT_ONCE = 2**25
-"""Numbers in one batch of logits (128 MB): with a large vocabulary these, and not the tokens, fill the memory."""
 
 
 def tree_logprobs(model: PreTrainedModel, trees: Sequence[Tree], temperature: float) -> tuple[Tensor, Tensor]:

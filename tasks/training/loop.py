@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from tasks.errors import PreflineError
 from tasks.training.batches import microbatches
 from tasks.training.checkpoint import read_checkpoint, write_checkpoint
-from tasks.training.end_to_end import reads_end_to_end
+from tasks.training.end_to_end import cut_for
 from tasks.training.processes import Processes
 from tasks.training_config import ComputeConfig, FitConfig
 
@@ -117,7 +116,7 @@ def fit(
     per_epoch = len(rows) // batch  # an incomplete last batch is left for the next epoch's order
     total = max(1, round(config.epochs * per_epoch))
     looks = {max(1, round(total * (i + 1) / config.looks)) for i in range(config.looks)} if validation else set()
-    cut = cut or partial(microbatches, end_to_end=reads_end_to_end(model))
+    cut = cut or cut_for(model)
     here.place(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98), fused=True)

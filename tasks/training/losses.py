@@ -28,11 +28,12 @@ def token_logprobs_and_entropy(logits: Tensor, tokens: Tensor, temperature: floa
 
 
 class _LogProbs(torch.autograd.Function):
-    """Logits are the largest tensors of all: one more of their size is kept for the way back, and becomes the gradient in place."""
+    """Logits are the largest tensors of all: only one more of their size is kept for the way back, and each is gone over once or twice."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
-        scaled = logits.float() - logits.amax(-1, keepdim=True)
+        scaled = logits.float()
+        scaled = scaled - scaled.amax(-1, keepdim=True)
         if temperature != 1:
             scaled /= temperature
         found = scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
@@ -54,9 +55,9 @@ class _LogProbs(torch.autograd.Function):
         """d log p(token) / d logit is 1 at the token less its probability, over the temperature."""
         weights, total, tokens = ctx.saved_tensors
         gradient = gradient.unsqueeze(-1) / ctx.temperature
-        weights *= -gradient / total
-        weights.scatter_add_(-1, tokens.unsqueeze(-1), gradient)
-        return weights.to(ctx.dtype), None, None, None
+        slope = weights * (-gradient / total)
+        slope.scatter_add_(-1, tokens.unsqueeze(-1), gradient)
+        return slope.to(ctx.dtype), None, None, None
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, label_smoothing: float = 0.0) -> Tensor:

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from tasks.data.records import digest
 from tasks.errors import ConfigError
 from tasks.training.batches import in_batches
-from tasks.training.end_to_end import reads_end_to_end
+from tasks.training.end_to_end import cut_for
 from tasks.training.processes import layers_of
 from tasks.training.trees import Layout, Tree, lay_out_for, read_end_to_end
 from tasks.training_config import ComputeConfig
@@ -213,7 +213,7 @@ def score_trees(model: nn.Module, trees: Sequence[Tree], tokens_at_once: int = 8
         scores = iter(model(part).tolist())
         return [list(islice(scores, len(tree.answers))) for tree in part]
 
-    return in_batches(trees, tokens_at_once, read, reads_end_to_end(model))
+    return in_batches(trees, tokens_at_once, read, cut_for(model))
 
 
 def score_texts(model: nn.Module, rows: list[list[int]], tokens_at_once: int = 8192) -> list[float]:

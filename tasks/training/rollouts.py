@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from tasks.training.adapters import Reference
 from tasks.training.batches import in_batches
-from tasks.training.end_to_end import reads_end_to_end
+from tasks.training.end_to_end import cut_for
 from tasks.training.ensemble import Ensemble
 from tasks.training.estimators import (
     explained_variance,
@@ -104,7 +104,7 @@ def ask(models: Models, prompts: list[list[int]], config: PolicyConfig, sampling
     trees = trees_of(prompts, [answer.tokens for answer in found])
 
     def told(read: Callable[[list[Tree]], Tensor]) -> list[Any]:
-        return in_batches(trees, config.tokens_at_once, lambda part: read(part).tolist(), reads_end_to_end(models.policy))
+        return in_batches(trees, config.tokens_at_once, lambda part: read(part).tolist(), cut_for(models.policy))
 
     def values(part: list[Tree]) -> Tensor:
         if isinstance(models.critic, RewardModel):

@@ -14,7 +14,7 @@ from tasks.data.encoding import Spoken, encode_turns
 from tasks.data.records import Demonstration
 from tasks.errors import PreflineError
 from tasks.training.batches import microbatches
-from tasks.training.end_to_end import reads_end_to_end
+from tasks.training.end_to_end import cut_for
 from tasks.training.logprobs import logprobs_at
 from tasks.training.loop import Cut
 from tasks.training.trees import Tree
@@ -147,7 +147,7 @@ def first_fit(rows: Sequence[SFTRow], room: int) -> list[Pack]:
 @torch.inference_mode()
 def negative_log_likelihood(model: PreTrainedModel, rows: list[SFTRow], tokens_at_once: int = 8192) -> float:
     """Sum over all trained tokens of -log p(token), in nats."""
-    return sum(float(sft_loss(model, part)) for part in microbatches(rows, tokens_at_once, reads_end_to_end(model)))
+    return sum(float(sft_loss(model, part)) for part in cut_for(model)(rows, tokens_at_once))
 
 
 def perplexity(model: PreTrainedModel, rows: list[SFTRow], tokens_at_once: int = 8192) -> float:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from tasks.errors import PreflineError
-from tasks.training.batches import Placed, microbatches
-from tasks.training.end_to_end import reads_end_to_end
+from tasks.training.batches import Placed
+from tasks.training.end_to_end import cut_for
 from tasks.training.estimators import kl_estimate
 from tasks.training.logprobs import read_answers
 from tasks.training.loop import order_of_epoch, seed_of
@@ -82,16 +82,15 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(len(tree.answers[0]) for tree in batch.trees)
         totals = dict.fromkeys(self._figures(), torch.zeros((), device=self.here.device))
-        end_to_end = reads_end_to_end(self.models.policy)
         rows = sorted((Placed(i, tree) for i, tree in enumerate(batch.trees)), key=lambda row: -row.width)
-        for part in microbatches(self.here.share(rows), self.config.tokens_at_once, end_to_end):
+        for part in cut_for(self.models.policy)(self.here.share(rows), self.config.tokens_at_once):
             with self.here.autocast():
                 loss, figures = self._loss(batch.rows([row.place for row in part], self.here.device))
             (loss / tokens).backward()
             totals |= {name: totals[name] + figure.detach() / tokens for name, figure in figures.items()}
         weight = sum(row.weight for row in lesson)
         taught_rows = self.here.share(sorted(lesson, key=lambda row: -row.width))
-        for share in microbatches(taught_rows, self.config.tokens_at_once, end_to_end):
+        for share in cut_for(self.models.policy)(taught_rows, self.config.tokens_at_once):
             with self.here.autocast():
                 taught = sft_loss(self.models.policy, share) / weight
             (self.config.pretraining_weight * taught).backward()

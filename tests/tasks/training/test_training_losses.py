@@ -16,6 +16,7 @@ from tasks.training.losses import (
     ppo_policy_loss,
     rao_kupper_loss,
     token_logprobs,
+    token_logprobs_and_entropy,
 )
 
 
@@ -175,6 +176,33 @@ def test_token_logprobs_equal_log_softmax_with_the_same_gradient(temperature):
     (found * weights).sum().backward()
     (expected * weights).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_entropy_comes_beside_the_same_logprobs_and_has_no_gradient(temperature):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 11, (2, 5), generator=generator)
+    logits = [(5 * torch.randn(2, 5, 11, generator=generator)).requires_grad_()]
+    logits.append(logits[0].detach().clone().requires_grad_())
+    found, entropy = token_logprobs_and_entropy(logits[0], tokens, temperature)
+    expected = token_logprobs(logits[1], tokens, temperature)
+    whole = torch.distributions.Categorical(logits=logits[1].detach() / temperature)
+    torch.testing.assert_close(entropy, whole.entropy())
+    torch.testing.assert_close(found, expected)
+    assert not entropy.requires_grad
+    found.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(logits[0].grad, logits[1].grad)
+
+
+def test_the_gradient_of_token_logprobs_is_the_numeric_one():
+    logits, tokens = torch.tensor([[0.3, -1.2, 2.0, 0.0]], requires_grad=True), torch.tensor([1])
+    token_logprobs(logits, tokens, 0.7).backward()
+    step = 1e-2
+    for place in range(4):
+        moved = [(logits.detach() + sign * step * torch.eye(4)[place]) for sign in (1, -1)]
+        slope = (token_logprobs(moved[0], tokens, 0.7) - token_logprobs(moved[1], tokens, 0.7)).item() / (2 * step)
+        assert logits.grad[0, place].item() == pytest.approx(slope, abs=1e-3)
 
 
 def test_token_logprobs_of_half_precision_logits_are_normalised_in_fp32():

@@ -107,19 +107,29 @@ def test_a_kill_changes_neither_the_looks_nor_the_choice(line, toy, tmp_path, st
     assert (resumed.digest, resumed.metrics) == (whole.digest, whole.metrics)
 
 
-def test_packing_learns_the_same(line, toy):
-    packed = line.run("sft", toy(sft={"packing": True}))
-    assert packed.metrics == pytest.approx(line["sft"].metrics, rel=1e-2)
-    assert weights(packed) != weights(line["sft"])  # sums in another order
-
-
-def test_packing_is_refused_for_a_model_that_mixes_texts_up(line, toy, tmp_path):
+def windowed(line, folder, window):
+    """A model with a sliding window, whose rows are not laid end to end."""
     tokenizer = load_tokenizer(line["base"].path / "model")
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
-    windowed = MistralForCausalLM(MistralConfig(vocab_size=len(tokenizer), sliding_window=4, **shape))
-    save(windowed, tokenizer, tmp_path / "windowed")
-    config = toy(model=str(tmp_path / "windowed"), sft={"packing": True})
+    save(MistralForCausalLM(MistralConfig(vocab_size=len(tokenizer), sliding_window=window, **shape)), tokenizer, folder)
+    return str(folder)
+
+
+def test_packing_learns_the_same(line, toy, tmp_path):
+    model = windowed(line, tmp_path / "wide", window=4096)
+    base = line.run("base", toy(model=model))
+    packed, plain = (line.run("sft", toy(model=model, sft={"packing": packing}), base=base) for packing in (True, False))
+    assert packed.metrics == pytest.approx(plain.metrics, rel=1e-2)
+    assert weights(packed) != weights(plain)  # sums in another order
+
+
+def test_rows_that_lie_end_to_end_need_no_packing(line, toy):
+    assert weights(line.run("sft", toy(sft={"packing": True}))) == weights(line["sft"])
+
+
+def test_packing_is_refused_for_a_model_that_mixes_texts_up(line, toy, tmp_path):
+    config = toy(model=windowed(line, tmp_path / "narrow", window=4), sft={"packing": True})
     with pytest.raises(ConfigError, match=r"sft\.packing: MistralForCausalLM"):
         line.run("sft", config, base=line.run("base", config))
 
