@@ -22,6 +22,8 @@ from tasks.training.batches import CALL, W, cheapest_runs, microbatches
 
 NAME = "prefline_end_to_end"
 
+ENOUGH = 2048
+"""Tokens of a pass whose calls no longer count, on a CPU."""
 LOGITS_AT_ONCE = 2**25
 """Numbers in one batch of logits (128 MB): with a large vocabulary these, and not the tokens, fill the memory."""
 
@@ -80,12 +82,12 @@ def reads_end_to_end(model: PreTrainedModel) -> bool:
 def cut_for(model: nn.Module) -> Callable[[Sequence[W], int], list[list[W]]]:
     """How to cut rows into batches for a model, or for the one within it: cut(rows, tokens_at_once).
 
-    On a CPU a pass of a few hundred tokens of a large vocabulary is as fast as a longer one, and takes less memory.
+    On a CPU longer passes than these are no faster, and only take memory.
     """
     body = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
     if not reads_end_to_end(body):
         return microbatches
-    most = LOGITS_AT_ONCE // body.config.vocab_size if body.device.type == "cpu" else sys.maxsize
+    most = min(ENOUGH, LOGITS_AT_ONCE // body.config.vocab_size) if body.device.type == "cpu" else sys.maxsize
 
     def cut(rows: Sequence[W], tokens_at_once: int) -> list[list[W]]:
         return microbatches(rows, min(tokens_at_once, most), end_to_end=True)

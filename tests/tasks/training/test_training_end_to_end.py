@@ -10,7 +10,7 @@ from test_training_trees import COMMON, KINDS, OTHERS, TREES, build
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.training.batches import MOST, microbatches
-from tasks.training.end_to_end import BLOCK, LOGITS_AT_ONCE, blocks_of, cut_for, reads_end_to_end
+from tasks.training.end_to_end import BLOCK, ENOUGH, LOGITS_AT_ONCE, blocks_of, cut_for, reads_end_to_end
 from tasks.training.logprobs import tree_logprobs
 from tasks.training.models import RewardModel, load_policy, without_dropout
 from tasks.training.sampling import Sampling, sample
@@ -173,10 +173,11 @@ def test_a_model_that_hands_nothing_on_keeps_its_rows_apart():
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_a_batch_of_a_large_vocabulary_has_room_for_its_logits():
-    rows = [Tree([], [[2] * 64])] * 32
+def test_a_pass_on_a_cpu_is_no_longer_than_pays_and_has_room_for_its_logits():
+    rows = [Tree([], [[2] * 64])] * (ENOUGH // 64)
     small, large = (asked(build("llama", **COMMON | {"vocab_size": size})) for size in (16, 2**17))
     assert len(cut_for(small)(rows, 8192)) == 1
+    assert len(cut_for(small)(rows + rows, 8192)) == 2
     batches = cut_for(large)(rows, 8192)
     assert all(sum(row.width for row in batch) * 2**17 <= LOGITS_AT_ONCE for batch in batches)
-    assert len(cut_for(small)(rows, 640)) == 4
+    assert len(cut_for(small)(rows, ENOUGH // 4)) == 4
