@@ -198,7 +198,7 @@ def _online(what: str, count: int, scale: Scale, folder: Path | None, seed: int,
     policy, reference = (_policy(folder).to(here.device) for _ in range(2))
     if what == "ppo-mixed":
         for model in (policy, reference):
-            workload.end_sometimes(model, scale.temperature)
+            workload.end_sometimes(model, scale)
     scorer = RewardModel(workload.scorer(folder)).to(here.device)
     critic: RewardModel | ValueHead = RewardModel(workload.scorer(folder))
     if what == "ppo-shared":

@@ -45,8 +45,10 @@ def sampled(what: str, count: int, scale: Scale, folder: Path | None, seed: int)
     prompts = [workload.encoded(words, row)[0] for row in workload.rankings(count, scale.question, scale.reply)]
     here = processes_of(scale)
     model = without_dropout(workload.policy(folder)).to(here.device).eval()
-    if folder is None or scale.device == "cuda":  # random weights never say EOS
-        workload.end_sometimes(model, scale.temperature)
+    if folder is None:
+        workload.end_sometimes(model, scale)
+    else:
+        model.set_output_embeddings(workload.EndsSometimes(model.get_output_embeddings(), words.eos_token_id, scale))
     draw = {"sampling": _by_us, "generate": _by_transformers}[what]
     lengths: list[int] = []
 

@@ -121,7 +121,7 @@ def timed(what: str, count: int, scale: Scale, folder: Path | None, seed: int) -
         models["critic"] = workload.scorer(folder)
     if what == "ppo-mixed":
         for name in ("policy", "reference"):
-            workload.end_sometimes(models[name], scale.temperature)
+            workload.end_sometimes(models[name], scale)
     batch = scale.answers if online else scale.batch
     settings = QUIET | PLAIN | ON[scale.device] | {"output_dir": tempfile.mkdtemp(), "seed": seed, "per_device_train_batch_size": batch}
     if what == "group":  # a step's rankings are 6 pairs each, in batches of the usual size

@@ -18,8 +18,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROWS = {"sft": 2048, "reward": 2048, "group": 512, "dpo": 1024, "ppo": 512, "ppo-shared": 512, "ppo-mixed": 512, "sampling": 512}
-SMALL = {"sft": 64, "reward": 48, "group": 16, "dpo": 48, "ppo": 32, "ppo-shared": 32, "ppo-mixed": 32, "sampling": 32}
-"""With SmolLM2, which is a hundred times the tiny model."""
+SMALL = {"sft": 32, "reward": 16, "group": 8, "dpo": 16, "ppo": 16, "ppo-shared": 16, "sampling": 64}
+"""With SmolLM2, which is a hundred times the tiny model. Its answers end by themselves, so that there is no PPO of mixed ones."""
 COUNTS = {"tiny": ROWS, "smollm": SMALL, "gpu": ROWS}
 
 
@@ -80,7 +80,7 @@ def main() -> None:
     given = parser.parse_args()
     path = HERE / "results" / ("peers-gpu.json" if given.scale == "gpu" else "peers.json")
     known = json.loads(path.read_text()) if path.exists() else {}
-    for what in ROWS if "all" in given.what else given.what:
+    for what in COUNTS[given.scale] if "all" in given.what else given.what:
         found = compare(what, given)
         known[what if given.scale == "tiny" else f"{what}, {given.model.name}"] = found
         path.write_text(json.dumps(known, indent=1) + "\n")

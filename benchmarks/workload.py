@@ -33,8 +33,6 @@ WORDS = [f"w{number}" for number in range(900)]
 VOCABULARY = 1024
 HELD_OUT_SEED = 1_000
 DPO_BETA = 0.1
-ANSWER_LENGTH = 20
-"""Mean tokens of an answer where lengths are mixed: EOS is made so likely."""
 ONLINE = ("ppo", "ppo-shared", "ppo-mixed")
 """With answers that all run to their most tokens, because random weights hardly ever say EOS; the same where our critic is a head
 on the policy (the peer's is always a model of its own); and with answers that end sometimes."""
@@ -44,8 +42,8 @@ on the policy (the peer's is always a model of its own); and with answers that e
 class Scale:
     """prompt, reply, question (a prompt of PPO and sampling): fewest and most words. batch: rows a step.
 
-    rankings: a step's, where answers are ranked. answers: a round's, in PPO, and a batch's in sampling. device: "cpu", in fp32,
-    or "cuda", in bf16 over weights in fp32.
+    rankings: a step's, where answers are ranked. answers: a round's, in PPO, and a batch's in sampling. answer_length: mean tokens
+    of an answer where lengths are mixed: EOS is made so likely. device: "cpu", in fp32, or "cuda", in bf16 over weights in fp32.
     """
 
     batch: int
@@ -58,11 +56,12 @@ class Scale:
     new_tokens: int
     online_learning_rate: float
     temperature: float = 0.7
+    answer_length: int = 20
     device: str = "cpu"
 
 
 TINY = Scale(32, 16, 1e-3, (8, 48), (4, 96), (8, 32), answers=64, new_tokens=48, online_learning_rate=1e-4)
-SMOLLM = Scale(8, 4, 1e-5, (3, 8), (3, 12), (3, 8), answers=16, new_tokens=24, online_learning_rate=1e-6)
+SMOLLM = Scale(8, 4, 1e-5, (3, 8), (3, 12), (3, 8), answers=16, new_tokens=24, online_learning_rate=1e-6, answer_length=10)
 GPU = Scale(64, 32, 1e-5, (8, 48), (4, 96), (8, 32), answers=128, new_tokens=48, online_learning_rate=1e-6, device="cuda")
 SCALES = {"tiny": TINY, "smollm": SMOLLM, "gpu": GPU}
 
@@ -118,15 +117,31 @@ def policy(folder: Path | None = None) -> PreTrainedModel:
     return LlamaForCausalLM(_llama())
 
 
-def end_sometimes(model: PreTrainedModel, temperature: float) -> None:
-    """Give the head a bias that makes EOS as likely at every token as answers of ANSWER_LENGTH need."""
-    head, rate = model.get_output_embeddings(), 1 / ANSWER_LENGTH
+def end_sometimes(model: PreTrainedModel, scale: Scale) -> None:
+    """Give the head of random weights a bias that makes EOS as likely at every token as answers of scale.answer_length need."""
+    head, rate = model.get_output_embeddings(), 1 / scale.answer_length
     biased = nn.Linear(head.in_features, head.out_features, device=model.device)
     biased.weight = head.weight  # tied to the embeddings, as it was
     with torch.no_grad():
         biased.bias.zero_()
-        biased.bias[model.config.eos_token_id] = temperature * math.log(rate / (1 - rate) * (head.out_features - 1))
+        biased.bias[model.config.eos_token_id] = scale.temperature * math.log(rate / (1 - rate) * (head.out_features - 1))
     model.set_output_embeddings(biased)
+
+
+class EndsSometimes(nn.Module):
+    """A head after which EOS is as likely at every token as answers of scale.answer_length need, whatever a trained model would say."""
+
+    def __init__(self, head: nn.Module, eos: int, scale: Scale) -> None:
+        super().__init__()
+        rate = 1 / scale.answer_length
+        self.head, self.eos, self.temperature, self.odds = head, eos, scale.temperature, math.log(rate / (1 - rate))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits = self.head(hidden)
+        logits[..., self.eos] = -torch.inf
+        others = (logits / self.temperature).logsumexp(-1)
+        logits[..., self.eos] = self.temperature * (others + self.odds)
+        return logits
 
 
 def scorer(folder: Path | None = None) -> PreTrainedModel:
