@@ -47,7 +47,7 @@ def cheapest_runs(count: int, cost: Callable[[int, int], int | None]) -> list[in
     """Where to cut a line of things into neighbours, so that the sum of costs is least: the ends of the runs.
 
     cost(first, end): of the run from first up to end; None where it, and any that begins earlier, is not allowed. The cheapest
-    is found exactly, by looking from every thing at all the runs that may end with it.
+    is found exactly, by looking from every thing at all the runs that may end with it, the shortest first.
     """
     best: list[tuple[int, int]] = [(0, 0)]  # cost of the cheapest cut of the first things, and where its last run begins
     for end in range(1, count + 1):

@@ -42,7 +42,14 @@ class Block:
 
 def blocks_of(widths: list[int]) -> list[slice]:
     """Which rows, of these widths, make a block: neighbours, so that it pays to have rows of similar width side by side."""
-    ends = cheapest_runs(len(widths), lambda first, end: (end - first) * max(widths[first:end]) + BLOCK)
+    widest = 0
+
+    def cost(first: int, end: int) -> int:
+        nonlocal widest
+        widest = max(widest, widths[first]) if first < end - 1 else widths[first]
+        return (end - first) * widest + BLOCK
+
+    ends = cheapest_runs(len(widths), cost)
     return [slice(first, end) for first, end in pairwise([0, *ends])]
 
 
