@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-ROOM = 64
-"""Tokens: how much room a layer makes for those to come, each time it has none left."""
+ROOM = 16
+"""Tokens: how much room a layer makes at least for those to come, each time it has none left; for a long text a quarter more."""
 
 
 def cache_for(model: PreTrainedModel) -> DynamicCache:
@@ -24,7 +24,7 @@ def cache_for(model: PreTrainedModel) -> DynamicCache:
 
 
 class RoomyLayer(DynamicLayer):
-    """keys, values: (rows, heads, tokens, size of a head), the filled part of tensors that hold ROOM more."""
+    """keys, values: (rows, heads, tokens, size of a head), the filled part of tensors that hold more."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append (rows, heads, new, size of a head); returns all keys and values."""
@@ -60,7 +60,7 @@ class RoomyLayer(DynamicLayer):
 
 
 def _roomier(filled: Tensor, length: int) -> Tensor:
-    """A tensor of length + ROOM tokens that begins with those filled."""
-    room = filled.new_empty((*filled.shape[:2], length + ROOM, filled.shape[3]))
+    """A tensor of more than length tokens that begins with those filled."""
+    room = filled.new_empty((*filled.shape[:2], length + max(ROOM, length // 4), filled.shape[3]))
     room[:, :, : filled.shape[2]] = filled
     return room
