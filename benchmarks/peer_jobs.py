@@ -200,9 +200,8 @@ def _online(what: str, count: int, scale: Scale, folder: Path | None, seed: int,
         for model in (policy, reference):
             workload.end_sometimes(model, scale)
     scorer = RewardModel(workload.scorer(folder)).to(here.device)
-    critic: RewardModel | ValueHead = RewardModel(workload.scorer(folder))
-    if what == "ppo-shared":
-        critic = ValueHead(policy.get_output_embeddings().in_features)
+    shared = what == "ppo-shared"
+    critic = ValueHead(policy.get_output_embeddings().in_features) if shared else RewardModel(workload.scorer(folder))
     critic.to(here.device)
     learner = Learner(Models(policy, reference_of(reference), scorer, critic, rollouts.sample), config, here)
     sampling = Sampling(scale.new_tokens, scale.temperature)

@@ -7,7 +7,8 @@ padding is on the right, where causal attention never looks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -158,25 +159,41 @@ def read_end_to_end(model: PreTrainedModel) -> None:
     config = model.config
     if config._attn_implementation != "sdpa" or _windows(config) or config.vocab_size < 8:
         return
-    body = model.base_model
     words = torch.arange(PROBE).remainder(config.vocab_size).tolist()
     trees = [Tree(words, [words[::-1]]), Tree(words[2:5], [words[:PROBE]]), Tree([], [words[3:9]])]
 
-    @torch.no_grad()
-    def states(implementation: str) -> Tensor:
-        model.set_attn_implementation(implementation)
-        layout = lay_out_for(model, trees)
-        return body(**layout.arguments()).last_hidden_state[layout.row.unsqueeze(1), layout.places][layout.mask].float()
+    with _being_asked(model):
+        apart = _answer_states(model, trees)
+        model.set_attn_implementation(END_TO_END)
+        try:
+            same = _alike(apart, _answer_states(model, trees))
+        except (TypeError, ValueError, RuntimeError):  # it does not hand on what it does not know, or cannot do with such a mask
+            same = False
+    if not same:
+        model.set_attn_implementation("sdpa")
 
+
+@contextmanager
+def _being_asked(model: PreTrainedModel) -> Iterator[None]:
+    """Within it the model reads as it does in use, and learns nothing."""
     was_training = model.training
     model.eval()
-    apart = states("sdpa")
     try:
-        same = torch.allclose(apart, states(END_TO_END), atol=1e-3, rtol=1e-3)
-    except (TypeError, ValueError, RuntimeError):  # it does not hand on what it does not know, or cannot do with such a mask
-        same = False
-    model.set_attn_implementation(END_TO_END if same else "sdpa")
-    model.train(was_training)
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _answer_states(model: PreTrainedModel, trees: Sequence[Tree]) -> Tensor:
+    """Hidden states of the answers' tokens, in order, (tokens, width). model: with or without its head."""
+    layout = lay_out_for(model, trees)
+    hidden = model.base_model(**layout.arguments()).last_hidden_state
+    return hidden[layout.row.unsqueeze(1), layout.places][layout.mask].float()
+
+
+def _alike(states: Tensor, others: Tensor) -> bool:
+    return torch.allclose(states, others, atol=1e-3, rtol=1e-3)
 
 
 def _windows(config: PreTrainedConfig) -> list[int]:
@@ -189,7 +206,6 @@ PROBE = 16
 """Tokens of each text that a model is asked about."""
 
 
-@torch.inference_mode()
 def reads_trees(model: PreTrainedModel, longest: int) -> bool:
     """Does the model give each branch of a tree the hidden states of its text alone?
 
@@ -199,21 +215,12 @@ def reads_trees(model: PreTrainedModel, longest: int) -> bool:
     """
     if model.config.vocab_size < 8 or any(size < longest for size in _windows(model.config)):
         return False
-    was_training = model.training
-    model.eval()
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(model.config.vocab_size, (3, PROBE), generator=generator).tolist()
     tree = Tree(words[0], [words[1], words[2]])
-    states = []
-    for trees in (tree.apart(), [tree]):
-        layout = lay_out_for(model, trees)
+    with _being_asked(model):
+        apart = _answer_states(model, tree.apart())
         try:
-            hidden = model(**layout.arguments()).last_hidden_state
+            return _alike(apart, _answer_states(model, [tree]))
         except ValueError:
-            if layout.attention is None:
-                raise
-            model.train(was_training)
             return False  # positions by distance (ALiBi) are counted from a mask of two dimensions
-        states.append(hidden[layout.row.unsqueeze(1), layout.places].float())
-    model.train(was_training)
-    return bool(torch.allclose(states[0], states[1], atol=1e-3, rtol=1e-3))

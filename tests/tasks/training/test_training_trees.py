@@ -82,19 +82,28 @@ def test_the_width_of_a_tree_is_that_of_its_row():
 TREES = [Tree([3, 4, 5], [[6, 7, 8, 1], [9, 1], [6, 7, 8, 2, 2, 1]]), Tree([5, 5, 5, 5, 2], [[3]]), Tree([7], [[7, 7], [7, 8]])]
 
 
+@torch.no_grad()
+def assert_read_as_alone(model, layout, trees):
+    """Whatever the layout: the states of all answers, and those before their tokens, are those of prompt + answer alone.
+
+    Returns what was compared, for each answer: its prompt, the states of its row, and those of its text alone.
+    """
+    together = model(**layout.arguments()).last_hidden_state
+    compared = []
+    for number, (prompt, answer) in enumerate((tree.prompt, answer) for tree in trees for answer in tree.answers):
+        alone = model(input_ids=torch.tensor([prompt + answer]), use_cache=False).last_hidden_state[0]
+        of_row, length = together[layout.row[number]], len(answer)
+        torch.testing.assert_close(of_row[layout.places[number, :length]], alone[len(prompt) :], atol=1e-5, rtol=0)
+        torch.testing.assert_close(of_row[layout.before[number, :length]], alone[len(prompt) - 1 : -1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(of_row[layout.last[number]], alone[-1], atol=1e-5, rtol=0)
+        compared.append((prompt, of_row, alone))
+    return compared
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_hidden_states_are_those_of_each_text_alone(kind):
-    model, layout = build(kind, **KINDS[kind]), lay_out(TREES)
-    with torch.no_grad():
-        together = model(**layout.arguments()).last_hidden_state
-        answers = [(tree.prompt, answer) for tree in TREES for answer in tree.answers]
-        for number, (prompt, answer) in enumerate(answers):
-            alone = model(input_ids=torch.tensor([prompt + answer]), use_cache=False).last_hidden_state[0]
-            of_row, length = together[layout.row[number]], len(answer)
-            torch.testing.assert_close(of_row[: len(prompt)], alone[: len(prompt)], atol=1e-5, rtol=0)
-            torch.testing.assert_close(of_row[layout.places[number, :length]], alone[len(prompt) :], atol=1e-5, rtol=0)
-            torch.testing.assert_close(of_row[layout.before[number, :length]], alone[len(prompt) - 1 : -1], atol=1e-5, rtol=0)
-            torch.testing.assert_close(of_row[layout.last[number]], alone[-1], atol=1e-5, rtol=0)
+    for prompt, of_row, alone in assert_read_as_alone(build(kind, **KINDS[kind]), lay_out(TREES), TREES):
+        torch.testing.assert_close(of_row[: len(prompt)], alone[: len(prompt)], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
