@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -224,25 +225,25 @@ def _online(what: str, count: int, scale: Scale, folder: Path | None, seed: int,
         settings: dict[str, Any] = {"sampling": sampling, "eos": words.eos_token_id, "seed": seed, "checkpoints": checkpoints}
         online.run_rounds(learner, prompts, nobody, **settings, report=lambda *_, **stats: seen.append(stats))
 
-    def taught_by(layout: Layout, rolling: bool) -> Tensor:
-        """What is trained reads; while rolling out a critic of its own does alone, because log-probabilities are kept from sampling."""
-        if isinstance(critic, ValueHead):
-            return read_answers(policy, layout)
-        values = _read_values(critic.body, layout)
-        return values if rolling else values + read_answers(policy, layout)
-
     def bare() -> Callable[[], None]:
+        """Log-probabilities of old are kept from sampling; a critic on the policy needs its states alone for values."""
         rounds = [_bare_round(rollout, config, policy) for rollout in learnt]
+        lessons: list[Callable[[Layout], Tensor]] = [partial(read_answers, policy)]
+        if isinstance(critic, ValueHead):
+            values: Callable[[Layout], Any] = lambda layout: policy.base_model(**layout.arguments())  # noqa: E731
+        else:
+            values = partial(_read_values, critic.body)
+            lessons.append(values)
 
         def passes() -> None:
             for asked, read, taught in rounds:
                 with torch.inference_mode(), here.autocast():
                     _bare_sampling(policy, *asked)
                     for layout in read:
-                        read_answers(reference, layout), _read_end(scorer.body, layout), taught_by(layout, rolling=True)
-                for layout in taught * config.epochs:
+                        read_answers(reference, layout), _read_end(scorer.body, layout), values(layout)
+                for layout, lesson in product(taught * config.epochs, lessons):
                     with here.autocast():
-                        loss = taught_by(layout, rolling=False)
+                        loss = lesson(layout)
                     loss.backward()
                     learner.models.trained.zero_grad(set_to_none=True)
 
@@ -273,9 +274,9 @@ def _bare_sampling(model: PreTrainedModel, prompts: Tensor, mask: Tensor, answer
     """The passes that sampling these answers takes, where none leaves the batch."""
     cache = cache_for(model)
     places = positions(mask)
-    model(input_ids=prompts, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(input_ids=prompts, attention_mask=mask, position_ids=places, cache=cache, use_cache=True, logits_to_keep=1)
     following = mask.sum(1, keepdim=True)
     for step in range(answers.shape[1] - 1):
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         tokens = answers[:, step : step + 1]
-        model(input_ids=tokens, attention_mask=mask, position_ids=following + step, past_key_values=cache, use_cache=True)
+        model(input_ids=tokens, attention_mask=mask, position_ids=following + step, cache=cache, use_cache=True)

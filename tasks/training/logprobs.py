@@ -61,6 +61,12 @@ def read_answers(model: PreTrainedModel, trees: Sequence[Tree], temperature: flo
     return Reading(spread(found, layout.mask), layout.mask.float(), spread(entropy, layout.mask), hidden)
 
 
+def states_before(model: PreTrainedModel, trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
+    """The states that the head reads before each token of all answers, (tokens, width), and their mask, (answers, longest)."""
+    layout = lay_out_for(model, trees)
+    return _before(model, layout, head=1)[0], layout.mask.float()
+
+
 def spread(found: Tensor, mask: Tensor) -> Tensor:
     """Numbers of tokens in order, (tokens,), as rows with 0 on padding, of the mask's shape."""
     return torch.zeros(mask.shape, device=found.device).masked_scatter(mask.bool(), found)
@@ -84,8 +90,10 @@ def given_logprobs(model: PreTrainedModel, prompts: list[list[int]], answers: li
     return found
 
 
-def _before(model: PreTrainedModel, layout: Layout) -> tuple[Tensor, Tensor]:
+def _before(model: PreTrainedModel, layout: Layout, head: int | None = None) -> tuple[Tensor, Tensor]:
     """Hidden states (tokens, width) and logits (tokens, vocabulary) at the places before all answers' tokens.
+
+    head: how many of the tokens, from the first, get logits; all of them for None.
 
     The places are cut out just before the language-model head and the model does the rest itself, because some
     architectures scale or cap their logits after it (Gemma 2, Cohere, Granite).
@@ -95,7 +103,7 @@ def _before(model: PreTrainedModel, layout: Layout) -> tuple[Tensor, Tensor]:
 
     def cut(_: nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor]:
         kept.append(hidden[0][rows, places])
-        return (kept[0].unsqueeze(0),)
+        return (kept[0][:head].unsqueeze(0),)
 
     with model.get_output_embeddings().register_forward_pre_hook(cut):
         logits = model(**layout.arguments()).logits.squeeze(0)

@@ -28,7 +28,7 @@ from tasks.training.estimators import (
     token_rewards,
     whiten,
 )
-from tasks.training.logprobs import Reading, read_answers, spread, tree_logprobs
+from tasks.training.logprobs import spread, states_before, tree_logprobs
 from tasks.training.models import RewardModel
 from tasks.training.onlooker import Stats
 from tasks.training.sampling import Sampler, Sampling, sample
@@ -45,9 +45,12 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, read: Reading) -> Tensor:
-        """The value before each token of the answers that were read, (answers, longest); 0 on padding."""
-        return spread(self.head(read.hidden).squeeze(-1).float(), read.mask)
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """The value before each token of answers, (answers, longest); 0 on padding.
+
+        hidden: (tokens, width), the states before the tokens, in order. mask: (answers, longest).
+        """
+        return spread(self.head(hidden).squeeze(-1).float(), mask)
 
 
 @dataclass
@@ -75,10 +78,12 @@ class Models:
         scores = self.reward_model(trees)
         return torch.stack([scores, torch.zeros_like(scores)], 1)
 
-    def values(self, trees: Sequence[Tree], read: Reading) -> Tensor:
-        """The critic's value before each token of the trees' answers, which the policy has read; (answers, longest)."""
+    def values(self, trees: Sequence[Tree]) -> Tensor:
+        """The critic's value before each token of the trees' answers, (answers, longest)."""
         assert self.critic is not None
-        return self.critic(read) if isinstance(self.critic, ValueHead) else self.critic.values(trees)
+        if isinstance(self.critic, ValueHead):
+            return self.critic(*states_before(self.policy, trees))
+        return self.critic.values(trees)
 
 
 @dataclass(frozen=True)
@@ -106,15 +111,10 @@ def ask(models: Models, prompts: list[list[int]], config: PolicyConfig, sampling
     def told(read: Callable[[list[Tree]], Tensor]) -> list[Any]:
         return in_batches(trees, config.tokens_at_once, lambda part: read(part).tolist(), cut_for(models.policy))
 
-    def values(part: list[Tree]) -> Tensor:
-        if isinstance(models.critic, RewardModel):
-            return models.critic.values(part)
-        return models.values(part, read_answers(models.policy, part, config.temperature))
-
     scores = told(models.scores)
     with models.reference() as model:
         reference = told(lambda part: tree_logprobs(model, part, config.temperature)[0])
-    critic = told(values) if models.critic else [[] for _ in trees]
+    critic = told(models.values) if models.critic else [[] for _ in trees]
     return [
         Episode(tree, answer.stopped, score, unsure, answer.logprobs, theirs[: len(answer.tokens)], valued[: len(answer.tokens)])
         for tree, answer, (score, unsure), theirs, valued in zip(trees, found, scores, reference, critic, strict=True)

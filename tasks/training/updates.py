@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,9 +21,10 @@ from tasks.training.estimators import kl_estimate
 from tasks.training.logprobs import read_answers
 from tasks.training.loop import order_of_epoch, seed_of
 from tasks.training.losses import clipped_value_loss, ppo_policy_loss
+from tasks.training.models import RewardModel
 from tasks.training.onlooker import Stats
 from tasks.training.processes import Processes
-from tasks.training.rollouts import Models, Rollout
+from tasks.training.rollouts import Models, Rollout, ValueHead
 from tasks.training.sft import SFTRow, sft_loss
 from tasks.training_config import PolicyConfig
 
@@ -84,10 +86,12 @@ class Learner:
         totals = dict.fromkeys(self._figures(), torch.zeros((), device=self.here.device))
         rows = sorted((Placed(i, tree) for i, tree in enumerate(batch.trees)), key=lambda row: -row.width)
         for part in cut_for(self.models.policy)(self.here.share(rows), self.config.tokens_at_once):
-            with self.here.autocast():
-                loss, figures = self._loss(batch.rows([row.place for row in part], self.here.device))
-            (loss / tokens).backward()
-            totals |= {name: totals[name] + figure.detach() / tokens for name, figure in figures.items()}
+            placed = batch.rows([row.place for row in part], self.here.device)
+            for loss_of in self._losses():
+                with self.here.autocast():
+                    loss, figures = loss_of(placed)
+                (loss / tokens).backward()
+                totals |= {name: totals[name] + figure.detach() / tokens for name, figure in figures.items()}
         weight = sum(row.weight for row in lesson)
         taught_rows = self.here.share(sorted(lesson, key=lambda row: -row.width))
         for share in cut_for(self.models.policy)(taught_rows, self.config.tokens_at_once):
@@ -109,8 +113,12 @@ class Learner:
         }
         return ["policy_loss", "approx_kl", "clip_fraction", "entropy", *(name for name, there in wanted.items() if there)]
 
-    def _loss(self, part: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of some rows and the figures of it, each a sum over their tokens. One pass of each model."""
+    def _losses(self) -> list[Callable[[Rollout], tuple[Tensor, dict[str, Tensor]]]]:
+        """One for each model, so that only one's states are in memory at a time."""
+        return [self._policy_loss, *([self._critic_loss] if isinstance(self.models.critic, RewardModel) else [])]
+
+    def _policy_loss(self, part: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+        """The policy's loss of some rows, with that of a critic on it, and the figures of it, each a sum over their tokens."""
         config = self.config
         read = read_answers(self.models.policy, part.trees, config.temperature)
         kept = read.mask.bool()
@@ -126,8 +134,18 @@ class Learner:
         if config.kl.place == "loss":
             figures["kl_loss"] = kl_estimate(new, part.reference[kept], config.kl.estimator).sum()
             loss = loss + part.beta * figures["kl_loss"]
-        if self.models.critic is not None:
-            values = self.models.values(part.trees, read)[kept]
-            figures["value_loss"] = clipped_value_loss(values, part.values[kept], part.returns[kept], config.ppo.value_clip).sum()
-            loss = loss + config.ppo.value_weight * figures["value_loss"]
+        if isinstance(self.models.critic, ValueHead):
+            values, figures_of_values = self._value_loss(self.models.critic(read.hidden, read.mask), part)
+            loss, figures = loss + values, figures | figures_of_values
         return loss, figures
+
+    def _critic_loss(self, part: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same of a critic of its own."""
+        assert isinstance(self.models.critic, RewardModel)
+        return self._value_loss(self.models.critic.values(part.trees), part)
+
+    def _value_loss(self, values: Tensor, part: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+        """What values, (rows, time), add to the loss."""
+        kept = part.mask.bool()
+        found = clipped_value_loss(values[kept], part.values[kept], part.returns[kept], self.config.ppo.value_clip).sum()
+        return self.config.ppo.value_weight * found, {"value_loss": found}

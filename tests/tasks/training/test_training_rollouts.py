@@ -204,3 +204,12 @@ def test_a_shared_critic_reads_the_state_before_each_token_and_is_0_at_first(mod
             expected = (state @ models.critic.head.weight[0]).item() + 0.5
             assert rollout.values[row, t].item() == pytest.approx(expected, abs=1e-4)
     assert rollout.values[rollout.mask == 0].abs().max() == 0
+
+
+def test_a_shared_critics_values_take_no_logits_of_the_vocabulary(models, roll_out):
+    models.critic = ValueHead(16)
+    rollout = roll_out(models, settings(ppo=PPOConfig(critic="shared")))
+    told = []
+    with models.policy.lm_head.register_forward_hook(lambda _, __, logits: told.append(logits.shape[:-1].numel())), torch.no_grad():
+        models.values(rollout.trees)
+    assert told == [1]

@@ -209,6 +209,20 @@ def test_a_shared_critic_teaches_the_policys_trunk_and_its_own_head(models, roll
     assert stats["value_loss"] > 0
 
 
+def test_the_critic_reads_when_the_policys_states_are_no_longer_in_memory(models, roll_out, monkeypatch):
+    config = settings(minibatch=8, epochs=1)
+    rollout = roll_out(models, config)
+    values, seen = models.critic.values, []
+
+    def watched(trees):
+        seen.append(models.policy.lm_head.weight.grad is not None)
+        return values(trees)
+
+    monkeypatch.setattr(models.critic, "values", watched)
+    learner_of(models, config).learn(rollout, seed=0)
+    assert seen == [True]
+
+
 # Rates, norms, faults ------------------------------------------------------------------------------------------------------
 
 
