@@ -1,10 +1,10 @@
-"""Our engine on the workload: `python peer_prefline.py time|floor|profile WHAT ...` or `sweep` prints a line of JSON.
+"""Our engine on the workload: `python peer_prefline.py time|floor|profile|operators WHAT ...` or `sweep` prints a line of JSON.
 
 Called by benchmarks/peers.py. Start-up and tokenising are outside the time, as they are of the peer's train(). Nothing is saved
 and nobody looks on, because the peer does neither. time generate: transformers' own sampling, the peer of ours.
 
 floor: the bare forward and backward passes of the same batches, laid out beforehand: no optimiser, clipping or losses beyond
-what a backward pass needs. profile: where the time goes; each part without those within it.
+what a backward pass needs. profile: where the time goes; each part without those within it. operators: where the floor's does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -136,6 +137,22 @@ def profile(what: str, count: int, scale: Scale, folder: Path | None, seed: int)
     return {"seconds": seconds, "shares": {name: round(value / seconds, 4) for name, value in clock.spent.most_common()}}
 
 
+def operators(what: str, count: int, scale: Scale, folder: Path | None, seed: int) -> dict[str, Any]:
+    """Shares of the bare passes' time by torch's operators: matrix products, attention, all others."""
+    job = prepare(what, count, scale, folder, seed)
+    job.work()
+    bare = job.bare()
+    bare()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        bare()
+    spent: Counter[str] = Counter()
+    for one in seen.key_averages():
+        products = one.key in ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+        kind = "products" if products else "attention" if "scaled_dot_product" in one.key else "other"
+        spent[kind] += one.self_cpu_time_total
+    return {"shares": {kind: round(value / spent.total(), 4) for kind, value in spent.most_common()}}
+
+
 def sweep(scale: Scale, folder: Path | None) -> dict[str, Any]:
     """What a pass costs beside its tokens, in tokens: the straight line through the times of batches of 1 to 64 rows."""
     width = 2 * (sum(scale.prompt) + sum(scale.reply)) // 4
@@ -159,7 +176,7 @@ def sweep(scale: Scale, folder: Path | None) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=["time", "floor", "profile", "sweep"])
+    parser.add_argument("kind", choices=["time", "floor", "profile", "operators", "sweep"])
     parser.add_argument("what", nargs="?", help="sft, reward, group, dpo, ppo, ppo-shared, ppo-mixed; time alone: sampling, generate")
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0, help="of the order of the rows")
@@ -172,7 +189,7 @@ def main() -> None:
     if given.kind == "sweep":
         print(json.dumps(sweep(scale, given.model)))
         return
-    measure = {"time": timed, "floor": floor, "profile": profile}[given.kind]
+    measure = {"time": timed, "floor": floor, "profile": profile, "operators": operators}[given.kind]
     if given.what in ("sampling", "generate"):
         measure = sampled
     print(json.dumps(measure(given.what, given.rows, scale, given.model, given.seed)))
