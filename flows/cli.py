@@ -150,7 +150,7 @@ def report(run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id or
     with quick_imports():
         from flows.page import write_page
         from flows.record import read_record
-        from tasks.evaluation.report import MARKDOWN
+        from tasks.evaluation.result import MARKDOWN
 
     page = write_page(read_record(root, run), root)
     for file in (page, page.with_name(MARKDOWN)):

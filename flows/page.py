@@ -13,8 +13,8 @@ from flows.record import RunRecord, folder_of
 from tasks.data.snapshot import Snapshot, read_snapshot
 from tasks.errors import PreflineError
 from tasks.evaluation.answers import answers_table, read_answers
-from tasks.evaluation.report import PAGE, StageLine, WholeRun, write_report
-from tasks.evaluation.result import Evaluation
+from tasks.evaluation.report import StageLine, WholeRun, write_report
+from tasks.evaluation.result import PAGE, Evaluation
 from tasks.stage import StageResult, read_result
 
 

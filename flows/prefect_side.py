@@ -18,7 +18,7 @@ from flows.summary import gate_rows, markdown
 from tasks.config import PipelineConfig
 from tasks.errors import EnvironmentRefused
 from tasks.evaluation.compared import Compared
-from tasks.evaluation.report import MARKDOWN
+from tasks.evaluation.result import MARKDOWN
 from tasks.stage import Context, Stage, StageResult
 
 if TYPE_CHECKING:

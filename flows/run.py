@@ -23,7 +23,7 @@ from tasks.config import PipelineConfig
 from tasks.errors import ConfigError, PreflineError
 from tasks.evaluation.judges.panel import check_files
 from tasks.evaluation.probes import read_probes
-from tasks.evaluation.report import MARKDOWN
+from tasks.evaluation.result import MARKDOWN
 from tasks.registry.baseline import besides
 from tasks.registry.decision import WAITING, Decision
 from tasks.registry.lineage import lineage

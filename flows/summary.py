@@ -13,7 +13,7 @@ from flows.figures import duration, main_figures
 from flows.methods_table import failures, methods_table
 from flows.record import RunRecord, StageRecord, folder_of
 from tasks.evaluation.compared import COMPARED, PICTURE, Compared
-from tasks.evaluation.report import PAGE
+from tasks.evaluation.result import PAGE
 from tasks.registry.decision import Decision
 from tasks.registry.ledger import LedgerLine
 

@@ -20,9 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tasks.evaluation import judging, reward_models, words
 from tasks.evaluation.answers import Judged, Outcome, conversation
 from tasks.evaluation.plots import PLOTS
-from tasks.evaluation.result import Evaluation, Means, WinRate
-
-PAGE, MARKDOWN = "report.html", "report.md"
+from tasks.evaluation.result import MARKDOWN, PAGE, Evaluation, Means, WinRate
 
 LONGEST_TEXT = 1500
 """Characters of a text that are shown; a longer one is cut and says so."""

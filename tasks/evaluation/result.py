@@ -16,7 +16,8 @@ from tasks.errors import PreflineError
 from tasks.training.calibration import Bin
 from tasks.training.scorecard import HeldOut
 
-EVALUATION = "evaluation.json"
+EVALUATION, PAGE, MARKDOWN = "evaluation.json", "report.html", "report.md"
+"""The document, and the report of it that people read, in two forms."""
 SCHEMA_VERSION: Final = 1
 """Of evaluation.json. A release that removes a field, or changes what one means, raises it."""
 

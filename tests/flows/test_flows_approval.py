@@ -17,8 +17,7 @@ from flows.record import folder_of, new_run_id, read_record
 from flows.run import FlowRun, run_line
 from tasks.config import PipelineConfig
 from tasks.evaluation.answers import ANSWERS
-from tasks.evaluation.report import PAGE
-from tasks.evaluation.result import Evaluation, Means, OverOptimisation, WinRate
+from tasks.evaluation.result import PAGE, Evaluation, Means, OverOptimisation, WinRate
 from tasks.registry import by_hand
 from tasks.registry.baseline import BASELINE_VERSION
 from tasks.registry.champion import holder

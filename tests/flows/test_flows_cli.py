@@ -27,9 +27,16 @@ def prefline(monkeypatch, capsys):
     return call
 
 
-def test_help_needs_none_of_the_heavy_packages():
-    program = "import sys, flows.cli; print(sorted({'torch', 'prefect', 'mlflow', 'transformers', 'pandas', 'dvc'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
+def heavy_of(*modules):
+    """Which of the packages that are slow to import these modules bring along."""
+    heavy = {"torch", "prefect", "mlflow", "transformers", "pandas", "dvc"}
+    program = f"import sys, {', '.join(modules)}; print(*sorted({heavy} & set(sys.modules)))"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+
+
+@pytest.mark.parametrize("modules", [["flows.cli"], ["flows.record", "flows.summary"]], ids=["--help", "status"])
+def test_help_and_status_need_none_of_the_heavy_packages(modules):
+    assert heavy_of(*modules) == []
 
 
 def test_help_lists_the_commands(prefline):
