@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -35,29 +36,38 @@ ABOUT = (
     "Means over the held-out prompts. KL: nats an answer, from the SFT model. Ended: by themselves, not cut. "
     "Time, peak memory and cost: of optimising. Best of n: of the SFT model's answers, picked by the reward model."
 )
-BROKEN = (HEADINGS.index("wins over SFT"), HEADINGS.index("wins by gold"))
-"""Columns that may take two lines where the terminal is narrow."""
 
 
-def methods_table(found: Compared) -> Table:
-    """A row for SFT, each method, and the best of n; columns that nobody has a figure for are left out."""
-    title = f"Methods, {number(found.prompts)} held-out prompts, {found.confidence:.0%} intervals"
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        caption=ABOUT,
-        caption_justify="left",
-        pad_edge=False,
-    )
+def methods_tables(found: Compared, console: Console) -> list[Table]:
+    """A row for SFT, each method, and the best of n; columns that nobody has a figure for are left out.
+
+    Where the terminal is too narrow for all columns, the rest stand in a further table.
+    """
     lines = list(lines_of(found))
-    shown = _columns(lines)
-    for place in shown:
-        table.add_column(HEADINGS[place], justify="right" if place else "left", no_wrap=place not in BROKEN, overflow="fold")
+    parts: list[list[int]] = [[]]
+    for place in _columns(lines)[1:]:
+        if parts[-1] and _width(_table(lines, [*parts[-1], place]), console) > console.width:
+            parts.append([])
+        parts[-1].append(place)
+    tables = [_table(lines, part) for part in parts]
+    tables[0].title = f"Methods, {number(found.prompts)} held-out prompts, {found.confidence:.0%} intervals"
+    tables[-1].caption = ABOUT
+    return tables
+
+
+def _table(lines: list[Line], places: list[int]) -> Table:
+    """Names and the columns at these places."""
+    table = Table(box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", caption_justify="left", pad_edge=False)
+    for place in (0, *places):
+        table.add_column(HEADINGS[place], justify="right" if place else "left", no_wrap=True)
     for line in lines:
-        table.add_row(*(Text(line[place]) for place in shown))
+        table.add_row(*(Text(line[place]) for place in (0, *places)))
     return table
+
+
+def _width(table: Table, console: Console) -> int:
+    """Characters that it takes where nothing is cut."""
+    return console.measure(table, options=console.options.update(max_width=1000)).maximum
 
 
 def failures(found: Compared) -> list[Text]:

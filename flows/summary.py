@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.figures import duration, main_figures
-from flows.methods_table import failures, methods_table
+from flows.methods_table import failures, methods_tables
 from flows.record import RunRecord, StageRecord, folder_of
 from tasks.evaluation.compared import COMPARED, PICTURE, Compared
 from tasks.evaluation.result import PAGE
@@ -36,7 +36,7 @@ def print_summary(record: RunRecord, root: Path, console: Console) -> None:
     console.print(stages_table(record))
     if (folder_of(root, record.run) / COMPARED).exists():
         compared = Compared.load(folder_of(root, record.run))
-        console.print(methods_table(compared), *failures(compared), sep="\n")
+        console.print(*methods_tables(compared, console), *failures(compared), sep="\n")
     if record.decision:
         console.print(gates_table(record.decision))
         console.print(Text(decision_line(record.decision), style=COLOURS[record.decision.decision]))

@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from rich.console import Console
 
 from flows.methods import OWN, SHARED, compare_methods
-from flows.methods_table import failures, lines_of, methods_markdown, methods_table
+from flows.methods_table import failures, lines_of, methods_markdown, methods_tables
 from flows.prefect_side import as_task, show_compared
 from flows.record import new_run_id, read_record
 from flows.run import FlowRun
@@ -270,12 +270,26 @@ def test_shared_stages_are_those_of_the_line_up_to_the_policy():
 def test_columns_without_a_figure_are_left_out(compare):
     _, found = compare("ppo")
     console = Console(file=io.StringIO(), width=120)
-    console.print(methods_table(found))
+    console.print(*methods_tables(found, console))
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     assert "method judge wins over SFT KL tokens ended time" in lines
     assert "SFT model 1 – 0.00 8.0 50% –" in lines
     assert "best of 2 1.5 – 0.19 – – –" in lines
     assert any(line.startswith("ppo 1.5 0.750 (0.50–1.00) 2.00 9.0 75% ") for line in lines)
+
+
+@pytest.mark.parametrize("width", [120, 60, 40])
+def test_a_narrow_terminal_gets_every_figure_in_further_tables(compare, width):
+    _, found = compare("ppo", "dpo")
+    console = Console(file=io.StringIO(), width=width)
+    tables = methods_tables(found, console)
+    console.print(*tables, sep="\n")
+    printed = console.file.getvalue()
+    shown = next(line for line in lines_of(found) if line.method == "ppo")
+    assert all(figure in printed for figure in shown if figure != "–")
+    assert "…" not in printed
+    assert (len(tables) == 1) == (width == 120)
+    assert printed.count("Methods, ") == printed.count("Means over") == 1
 
 
 def test_cost_is_shown_where_an_hour_has_a_price(compare):
