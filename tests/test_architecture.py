@@ -66,7 +66,8 @@ def test_stages_run_without_prefect():
 
 @pytest.mark.parametrize("folder", ["mlflow", "data"])
 def test_no_python_shadows_an_installed_package(folder):
-    assert not modules(folder)
+    made_by_runs = ROOT / "mlflow" / "artifacts"  # registered models bring their own
+    assert not [path for path in modules(folder) if made_by_runs not in path.parents]
 
 
 def test_every_package_is_listed_for_the_wheel_and_nothing_else_is():
