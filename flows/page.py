@@ -38,7 +38,7 @@ def _kept(record: RunRecord, stage: str) -> StageResult:
     if not found or found.state not in ("done", "skipped"):
         raise PreflineError(
             f"Run {record.run} has no result of stage {stage}, so there is nothing to report.",
-            f"prefline status {record.run} shows what it did.",
+            f"prefline status {record.run} shows what it did; prefline report RUN makes another run's.",
         )
     kept = read_result(Path(found.path))
     if not kept:
