@@ -155,9 +155,14 @@ def _trees(part: list[Any]) -> list[Tree]:
     return [tree for row in part for tree in (row.group if isinstance(row, Row) else row).trees]
 
 
+def _states(model: PreTrainedModel, layout: Layout) -> Tensor:
+    """A pass without a head: all that a critic on the policy needs of it."""
+    return model.base_model(**layout.arguments()).last_hidden_state
+
+
 def read_answers(model: PreTrainedModel, layout: Layout) -> Tensor:
     """A language model's pass over the answers, ending in one number."""
-    hidden = model.base_model(**layout.arguments()).last_hidden_state
+    hidden = _states(model, layout)
     rows = layout.row.unsqueeze(1).expand_as(layout.before)[layout.mask]
     logits = model.get_output_embeddings()(hidden[rows, layout.before[layout.mask]])
     return nn.functional.cross_entropy(logits, layout.targets[layout.mask])
@@ -165,13 +170,13 @@ def read_answers(model: PreTrainedModel, layout: Layout) -> Tensor:
 
 def _read_end(model: PreTrainedModel, layout: Layout) -> Tensor:
     """A classifier's."""
-    hidden = model.base_model(**layout.arguments()).last_hidden_state
+    hidden = _states(model, layout)
     return model.score(hidden[layout.row, layout.last]).sum()
 
 
 def _read_values(model: PreTrainedModel, layout: Layout) -> Tensor:
     """A critic's."""
-    hidden = model.base_model(**layout.arguments()).last_hidden_state
+    hidden = _states(model, layout)
     return (model.score(hidden[layout.row.unsqueeze(1), layout.before]).squeeze(-1) * layout.mask).sum()
 
 
@@ -230,7 +235,7 @@ def _online(what: str, count: int, scale: Scale, folder: Path | None, seed: int,
         rounds = [_bare_round(rollout, config, policy) for rollout in learnt]
         lessons: list[Callable[[Layout], Tensor]] = [partial(read_answers, policy)]
         if isinstance(critic, ValueHead):
-            values: Callable[[Layout], Any] = lambda layout: policy.base_model(**layout.arguments())  # noqa: E731
+            values = partial(_states, policy)
         else:
             values = partial(_read_values, critic.body)
             lessons.append(values)

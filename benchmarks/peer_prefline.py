@@ -96,13 +96,19 @@ def timed(what: str, count: int, scale: Scale, folder: Path | None, seed: int) -
 
 def floor(what: str, count: int, scale: Scale, folder: Path | None, seed: int) -> dict[str, Any]:
     """Seconds of the work and of its bare passes; both have run once before, to be warm."""
-    first = prepare(what, count, scale, folder, seed)
-    first.work()
-    bare = first.bare()
-    bare()
+    bare = _warm_bare(what, count, scale, folder, seed)
     again = prepare(what, count, scale, folder, seed)
     ours, least = _seconds(again.work), _seconds(bare)
     return {"seconds": ours, "floor": least, "times_floor": ours / least}
+
+
+def _warm_bare(what: str, count: int, scale: Scale, folder: Path | None, seed: int) -> Callable[[], None]:
+    """The bare passes of the work, which has run once, as they have."""
+    job = prepare(what, count, scale, folder, seed)
+    job.work()
+    bare = job.bare()
+    bare()
+    return bare
 
 
 def _seconds(work: Callable[[], None]) -> float:
@@ -139,10 +145,7 @@ def profile(what: str, count: int, scale: Scale, folder: Path | None, seed: int)
 
 def operators(what: str, count: int, scale: Scale, folder: Path | None, seed: int) -> dict[str, Any]:
     """Shares of the bare passes' time by torch's operators: matrix products, attention, all others."""
-    job = prepare(what, count, scale, folder, seed)
-    job.work()
-    bare = job.bare()
-    bare()
+    bare = _warm_bare(what, count, scale, folder, seed)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         bare()
     spent: Counter[str] = Counter()

@@ -135,17 +135,16 @@ class Learner:
             figures["kl_loss"] = kl_estimate(new, part.reference[kept], config.kl.estimator).sum()
             loss = loss + part.beta * figures["kl_loss"]
         if isinstance(self.models.critic, ValueHead):
-            values, figures_of_values = self._value_loss(self.models.critic(read.hidden, read.mask), part)
-            loss, figures = loss + values, figures | figures_of_values
+            figures["value_loss"] = self._value_loss(self.models.critic(read.hidden, read.mask), part)
+            loss = loss + config.ppo.value_weight * figures["value_loss"]
         return loss, figures
 
     def _critic_loss(self, part: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
         """The same of a critic of its own."""
-        assert isinstance(self.models.critic, RewardModel)
-        return self._value_loss(self.models.critic.values(part.trees), part)
-
-    def _value_loss(self, values: Tensor, part: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
-        """What values, (rows, time), add to the loss."""
-        kept = part.mask.bool()
-        found = clipped_value_loss(values[kept], part.values[kept], part.returns[kept], self.config.ppo.value_clip).sum()
+        found = self._value_loss(self.models.values(part.trees), part)
         return self.config.ppo.value_weight * found, {"value_loss": found}
+
+    def _value_loss(self, values: Tensor, part: Rollout) -> Tensor:
+        """The loss of values, (rows, time): a sum over tokens, not weighted yet."""
+        kept = part.mask.bool()
+        return clipped_value_loss(values[kept], part.values[kept], part.returns[kept], self.config.ppo.value_clip).sum()
